@@ -1,0 +1,179 @@
+"""A lab's place on disk and its branch: worktrees, commits, refs. The person's checkout is only ever read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from autoresearch import atomic, git
+from autoresearch.errors import UserError
+
+LAB_FILES = ("prepare.py", "train.py", "program.md")
+GIBIBYTE = 2**30
+
+
+class Workspace:
+    """One lab. All paths that the program writes in it are properties here."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / ".autoresearch"
+        self.program = root / "program.md"
+        self.results = root / "results.tsv"
+        self.chart = root / "progress.png"
+        self.ledger = self.state / "ledger.jsonl"
+        self.trials = self.state / "trials"
+        self.worktrees = self.state / "worktrees"
+
+    @classmethod
+    def open(cls, directory: Path) -> Workspace:
+        """The lab in a directory.
+
+        Raises:
+            UserError: it is not a lab: a file is missing, or it is not the root of a git repository.
+        """
+        root = directory.resolve()
+        missing = [name for name in LAB_FILES if not (root / name).is_file()]
+        if missing:
+            raise UserError(
+                f"{root} is not a lab (no {', '.join(missing)}): make one with `autoresearch new DIR`, "
+                "or name yours with `--lab DIR`"
+            )
+        if git.top_level(root) != root:
+            raise UserError(
+                f"{root} is not a git repository of its own: run `git init && git add . && git commit -m lab` in it"
+            )
+        return cls(root)
+
+    # ------------------------------------------------------------ one loop at a time
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the lab for one loop; the system lets go of it when the process ends, however it does.
+
+        Raises:
+            UserError: another loop holds it.
+        """
+        holder = self.state / "loop.pid"
+        try:
+            with self._lock():
+                atomic.write(holder, str(os.getpid()).encode())
+                yield
+        except Timeout as error:
+            pid = holder.read_text() if holder.exists() else "unknown"
+            raise UserError(
+                f"another loop (process {pid}) is at work in {self.root}: wait for it, or stop it with Ctrl-C there"
+            ) from error
+
+    def is_locked(self) -> bool:
+        """Whether a loop is at work in this lab."""
+        try:
+            with self._lock():
+                return False
+        except Timeout:
+            return True
+
+    def _lock(self) -> FileLock:
+        self.state.mkdir(exist_ok=True)
+        return FileLock(self.state / "loop.lock", timeout=0)
+
+    def check_space(self, needed_gb: float) -> None:
+        """Raise a UserError when the lab's disk has less free than that many GiB."""
+        free = shutil.disk_usage(self.root).free / GIBIBYTE
+        if free < needed_gb:
+            raise UserError(
+                f"only {free:.1f} GiB are free on the disk of {self.root} and `min_free_gb` in program.md asks for "
+                f"{needed_gb:g}: free some, then go on with `autoresearch run`"
+            )
+
+    # ------------------------------------------------------------ campaigns
+
+    @staticmethod
+    def branch(tag: str) -> str:
+        return f"autoresearch/{tag}"
+
+    def base(self, tag: str) -> str:
+        """The commit that a new campaign would start from: the checkout's HEAD.
+
+        Raises:
+            UserError: HEAD is detached or has no commit, lab files have uncommitted edits, or the branch exists.
+        """
+        branch = git.current_branch(self.root)
+        if branch is None:
+            raise UserError(f"the checkout of {self.root} is detached from any branch: run `git switch main` in it")
+        commit = git.resolve(self.root, "HEAD")
+        if commit is None:
+            raise UserError(f"{self.root} has no commit yet: run `git add . && git commit -m lab` in it")
+        dirty = sorted(set(git.changed_paths(self.root)) & set(LAB_FILES))
+        if dirty:
+            raise UserError(
+                f"{', '.join(dirty)} in {self.root} differ from the last commit, which a new campaign starts from: "
+                "commit them with `git commit -a`, or put them aside with `git stash`"
+            )
+        if self.has_branch(tag):
+            raise UserError(
+                f"the branch {self.branch(tag)} exists but is not in the ledger: choose another name with `--tag NAME`"
+            )
+        return commit
+
+    def has_branch(self, tag: str) -> bool:
+        return git.resolve(self.root, f"refs/heads/{self.branch(tag)}") is not None
+
+    def check_checkout(self, tag: str) -> None:
+        """Raise a UserError when the person has the campaign's own branch checked out, which the loop moves."""
+        if git.current_branch(self.root) == self.branch(tag):
+            raise UserError(
+                f"{self.branch(tag)} is checked out in {self.root}, and the loop moves that branch: "
+                "run `git switch main` in it"
+            )
+
+    def advance(self, tag: str, new: str, old: str) -> None:
+        """Move the campaign's branch from one commit to the next; nothing is done where it is there already.
+
+        Raises:
+            UserError: the branch is at neither of the two.
+        """
+        current = git.resolve(self.root, f"refs/heads/{self.branch(tag)}")
+        if current == new:
+            return
+        if current not in (old, None):
+            raise UserError(
+                f"the branch {self.branch(tag)} was moved to {current[:7]} by someone else: put it back with "
+                f"`git branch --force {self.branch(tag)} {old[:7]}`, or start afresh with `--tag NAME`"
+            )
+        git.set_ref(self.root, f"refs/heads/{self.branch(tag)}", new)
+
+    # ------------------------------------------------------------ candidates
+
+    def commit(self, tag: str, trial: int, parent: str, files: Mapping[str, str], message: str) -> str:
+        """Commit changed files on top of a parent, in a worktree of its own, and keep the commit by a ref."""
+        path = self.worktrees / str(trial)
+        git.remove_worktree(self.root, path)
+        git.add_worktree(self.root, path, parent)
+        try:
+            for name, text in files.items():
+                (path / name).write_text(text, encoding="utf-8", newline="\n")
+            commit = git.commit_all(path, message)
+        finally:
+            git.remove_worktree(self.root, path)
+        git.set_ref(self.root, f"refs/autoresearch/{tag}/{trial}", commit)
+        return commit
+
+    def files(self, commit: str) -> Mapping[str, bytes]:
+        """Every file of a commit."""
+        return git.files(self.root, commit)
+
+    def patch(self, old: str, new: str) -> str:
+        return git.diff(self.root, old, new)
+
+    def trial_directory(self, trial: int) -> Path:
+        return self.trials / f"{trial:04d}"
+
+    def relative(self, path: str) -> str:
+        """A path within the lab, as the ledger keeps it."""
+        return Path(path).relative_to(self.root).as_posix()

@@ -1,0 +1,65 @@
+"""What all tests share: a toy lab, and stages that run it for real."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_lab
+
+from autoresearch import config
+from autoresearch.executors.local import LocalExecutor
+from autoresearch.grader import InProcessGrader
+from autoresearch.judge import GreedyJudge
+from autoresearch.ledger import Ledger
+from autoresearch.loop import Stages
+from autoresearch.records import Event, Proposal
+from autoresearch.researchers.scripted import ScriptedResearcher
+from autoresearch.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def _no_caller_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AUTORESEARCH_RUN_DIR", "AUTORESEARCH_SEED", "AUTORESEARCH_CACHE", "GIT_DIR", "GIT_WORK_TREE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A fresh toy lab, committed."""
+    return toy_lab.make(tmp_path / "lab")
+
+
+@pytest.fixture
+def make_stages() -> Callable[..., Stages]:
+    return stages
+
+
+def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = None, **changes: Any) -> Stages:
+    """Real stages for a toy lab with a scripted researcher; `events` collects what is announced."""
+    workspace = Workspace.open(root)
+    parts: dict[str, Any] = {
+        "workspace": workspace,
+        "ledger": Ledger(workspace.ledger),
+        "researcher": ScriptedResearcher(lines),
+        "executor": LocalExecutor(workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}"),
+        "grader": InProcessGrader(),
+        "judge": GreedyJudge(),
+        "editable": ("train.py",),
+        "budget_seconds": 2.0,
+        "deadline_seconds": 20.0,
+        "min_free_gb": 0.0,
+        "program": lambda: "Lower it.",
+        "prepare": lambda files: None,
+        "announce": (events if events is not None else []).append,
+        "progress": lambda trial, event: None,
+    }
+    return Stages(**{**parts, **changes})
+
+
+def proposal(x: float, idea: str | None = None, extra: str = "") -> Proposal:
+    """A proposal that sets the toy model's X."""
+    return Proposal(idea or f"X to {x}", {"train.py": toy_lab.train_with(x, extra)})

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoresearch import git
+from autoresearch.errors import UserError
+from autoresearch.workspace import Workspace
+
+
+def test_a_candidate_is_committed_on_its_parent_and_its_worktree_is_gone(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    assert workspace.files(commit)["train.py"] == b"X = 1\n"
+    assert git.resolve(lab, f"{commit}^") == base
+    assert not (workspace.worktrees / "1").exists()
+
+
+def test_a_worktree_that_a_kill_left_behind_is_replaced(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    git.add_worktree(lab, workspace.worktrees / "1", base)
+    (workspace.worktrees / "1" / "junk").write_text("half-written")
+    commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    assert "junk" not in workspace.files(commit)
+
+
+def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
+    second = workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+    workspace.advance("t", base, base)
+    workspace.advance("t", first, base)
+    workspace.advance("t", first, base)
+    git.set_ref(lab, "refs/heads/autoresearch/t", base)
+    with pytest.raises(UserError, match="was moved to .* by someone else"):
+        workspace.advance("t", second, first)
+
+
+def test_hooks_and_identity_of_the_person_are_not_needed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = lab / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    monkeypatch.setenv("HOME", str(lab.parent))
+    workspace = Workspace.open(lab)
+    assert workspace.commit("t", 1, workspace.base("t"), {"train.py": "X = 1\n"}, "an idea")
+
+
+def test_a_second_holder_of_the_lock_is_refused_with_the_first_ones_process(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    assert not workspace.is_locked()
+    code = f"from autoresearch.workspace import Workspace; from pathlib import Path\nwith Workspace(Path({str(lab)!r})).lock(): print('in', flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    assert workspace.is_locked()
+    with pytest.raises(UserError, match=f"process {holder.pid}"), workspace.lock():
+        pass
+    holder.kill()
+    holder.communicate()
+    with workspace.lock():
+        pass
