@@ -1,0 +1,67 @@
+"""The protocol of a run: what the program tells it through the environment, and what it tells back through files.
+
+The run's side of it is in the lab's own `prepare.py`, so that a lab works without this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from autoresearch.records import RunEvent, Scalar
+
+SEED = "AUTORESEARCH_SEED"
+RUN_DIR = "AUTORESEARCH_RUN_DIR"
+ENTRY = "train.py"
+LOG = "run.log"
+EVENTS = "events.jsonl"
+CURVE = "curve.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def run_environment(base: Mapping[str, str], directory: Path, seed: int) -> dict[str, str]:
+    """The environment of a run: the person's allowed variables and the protocol's own."""
+    return {**base, SEED: str(seed), RUN_DIR: str(directory), "PYTHONUNBUFFERED": "1"}
+
+
+class Tail:
+    """Follows a file of JSON lines that a run appends to; each whole line is returned once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
+
+    def lines(self) -> Iterator[Mapping[str, Scalar]]:
+        """The lines that came since the last call; a half-written one waits, one that is no object is skipped."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict):
+                yield values
+
+
+class RunWatch:
+    """Turns what a run writes into events stamped with the parent's clock."""
+
+    def __init__(self, directory: Path) -> None:
+        self._events = Tail(directory / EVENTS)
+        self._curve = Tail(directory / CURVE)
+
+    def events(self, at: float) -> tuple[RunEvent, ...]:
+        """New protocol events, seen `at` seconds after the start of the run."""
+        return tuple(RunEvent(str(values.get("event")), at, values) for values in self._events.lines())
+
+    def curve(self, at: float) -> RunEvent | None:
+        """The newest line of the training curve, where there is a new one."""
+        lines = list(self._curve.lines())
+        return RunEvent("curve", at, lines[-1]) if lines else None
