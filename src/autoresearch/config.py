@@ -1,0 +1,122 @@
+"""Turns program.md's front matter into a frozen Config; the only reader of configuration and of the environment."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoresearch.errors import UserError
+
+FENCE = "---"
+# What a run may see of the person's environment: no key or token is among it.
+ALLOWED_NAMES = {
+    *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+    *(
+        "SYSTEMROOT",
+        "SYSTEMDRIVE",
+        "USERPROFILE",
+        "LOCALAPPDATA",
+        "APPDATA",
+        "PROGRAMDATA",
+        "COMSPEC",
+        "PATHEXT",
+    ),
+    *("PYTHONHOME", "PYTHONPATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "AUTORESEARCH_CACHE", "CC", "CXX"),
+}
+ALLOWED_PREFIXES = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "HIP_",
+    "ROCR_",
+    "HSA_",
+    "OMP_",
+    "MKL_",
+    "TORCH",
+    "TRITON_",
+    "PYTORCH_",
+)
+
+
+class Config(BaseModel):
+    """What a person sets in the front matter of program.md."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    researcher: str = "builtin"
+    executor: str = "local"
+    judge: str = "greedy"
+    editable: tuple[str, ...] = Field(default=("train.py",), min_length=1)
+    allowance_seconds: float = Field(default=300, gt=0)
+    min_free_gb: float = Field(default=1, ge=0)
+    python: Path | None = None
+
+    @property
+    def interpreter(self) -> Path:
+        """The Python that runs the lab's files."""
+        return self.python or Path(sys.executable)
+
+
+def load(path: Path) -> tuple[Config, str]:
+    """Read program.md: its configuration, and the prose below it.
+
+    Raises:
+        UserError: the file cannot be read, or its front matter is not what it should be.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): a lab needs its program.md") from error
+    front, prose = _split(text, path)
+    try:
+        return Config.model_validate(_mapping(front, path)), prose
+    except ValidationError as error:
+        raise UserError(f"{path}: {'; '.join(_problems(error))}") from error
+
+
+def _split(text: str, path: Path) -> tuple[str, str]:
+    lines = text.splitlines()
+    fences = [number for number, line in enumerate(lines) if line.strip() == FENCE]
+    if len(fences) < 2 or fences[0] != 0:
+        raise UserError(
+            f"{path} has no front matter: begin it with a line `---`, settings like `researcher: builtin`, "
+            "and a line `---`"
+        )
+    return "\n".join(lines[1 : fences[1]]), "\n".join(lines[fences[1] + 1 :])
+
+
+def _mapping(front: str, path: Path) -> dict[object, object]:
+    try:
+        values = yaml.safe_load(front) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 2}" if mark else ""
+        raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"the front matter of {path} must be lines like `researcher: builtin`")
+    return values
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [_problem(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors()]
+
+
+def _problem(key: str, kind: str, message: str) -> str:
+    if kind != "extra_forbidden":
+        return f"`{key}`: {message[0].lower()}{message[1:]}"
+    nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0)
+    return f"unknown setting `{key}` (nearest: `{nearest[0]}`)"
+
+
+def run_environment() -> dict[str, str]:
+    """The person's variables that a run may see: an allow-list, so that no key reaches a trial."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.upper() in ALLOWED_NAMES or name.upper().startswith(ALLOWED_PREFIXES)
+    }

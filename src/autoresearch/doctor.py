@@ -1,0 +1,112 @@
+"""Checks of this machine and, where it stands in one, of a lab; each with what to do where it fails."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from autoresearch import git, hardware
+from autoresearch.errors import UserError
+from autoresearch.workspace import Workspace
+
+GIBIBYTE = 2**30
+MIN_MEMORY_GB = 4
+MIN_DISK_GB = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's: `ok` is None for a warning; `remedy` says what to do where it is not True."""
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+
+
+def examine(directory: Path) -> Iterator[Check]:
+    """Every check, in order, one by one as it is made; none of them raises."""
+    for name, check in CHECKS.items():
+        try:
+            yield check(directory)
+        except Exception as error:  # a broken driver or package may raise anything: that is what is to be shown
+            yield Check(name, False, f"{type(error).__name__}: {error}", "reinstall with `pip install autoresearch`")
+
+
+def _python(directory: Path) -> Check:
+    return Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _torch(directory: Path) -> Check:
+    import torch
+
+    device = hardware.device()
+    preset = hardware.preset_for(device)
+    return Check("torch", True, f"{torch.__version__}, {device.kind}: {device.name}; preset `{preset}` suits it")
+
+
+def _memory(directory: Path) -> Check:
+    free = psutil.virtual_memory().available / GIBIBYTE
+    remedy = "close other programs, or lower DEVICE_BATCH_SIZE in train.py"
+    return Check("memory", free >= MIN_MEMORY_GB, f"{free:.1f} GiB free", remedy)
+
+
+def _disk(directory: Path) -> Check:
+    cache = Path(platformdirs.user_cache_dir())
+    places = {"here": directory, "cache": next(path for path in (cache, *cache.parents) if path.exists())}
+    free = {name: shutil.disk_usage(path).free / GIBIBYTE for name, path in places.items()}
+    found = ", ".join(f"{gigabytes:.1f} GiB free {name}" for name, gigabytes in free.items())
+    return Check("disk", min(free.values()) >= MIN_DISK_GB, found, "free some space: data and checkpoints need it")
+
+
+def _git(directory: Path) -> Check:
+    try:
+        return Check("git", True, git.version())
+    except UserError as error:
+        return Check("git", False, "not found", str(error))
+
+
+def _sandbox(directory: Path) -> Check:
+    return Check("sandbox", None, "none: a run has your rights", "let only researchers that you trust edit train.py")
+
+
+def _attention(directory: Path) -> Check:
+    """A real forward and backward: that a kernel imports does not say that it runs."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    device = torch.device(hardware.device().kind)
+    start = time.perf_counter()
+    q, k, v = (torch.randn(2, 4, 256, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    loss = F.scaled_dot_product_attention(q, k, v, is_causal=True).float().square().mean()
+    torch.autograd.backward(loss)
+    finite = all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))
+    seconds = time.perf_counter() - start
+    remedy = "install a torch build that fits this device's driver"
+    return Check("attention", finite, f"bf16 forward and backward on {device} in {seconds:.2f} s", remedy)
+
+
+def _lab(directory: Path) -> Check:
+    try:
+        return Check("lab", True, str(Workspace.open(directory).root))
+    except UserError as error:
+        return Check("lab", None, "not in a lab", str(error))
+
+
+CHECKS: dict[str, Callable[[Path], Check]] = {
+    "python": _python,
+    "torch": _torch,
+    "memory": _memory,
+    "disk": _disk,
+    "git": _git,
+    "sandbox": _sandbox,
+    "attention": _attention,
+    "lab": _lab,
+}

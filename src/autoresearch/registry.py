@@ -1,0 +1,31 @@
+"""Finds an exchangeable part by its short name, and imports it only then."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from autoresearch.errors import UserError
+
+RESEARCHERS = {
+    "builtin": "autoresearch.researchers.builtin:BuiltinResearcher",
+    "scripted": "autoresearch.researchers.scripted:ScriptedResearcher",
+}
+EXECUTORS = {"local": "autoresearch.executors.local:LocalExecutor"}
+JUDGES = {"greedy": "autoresearch.judge:GreedyJudge"}
+
+
+def find(kind: str, table: Mapping[str, str], name: str) -> Any:
+    """The class that a table of name → dotted path has under a name.
+
+    Raises:
+        UserError: there is none of that name; the choices are listed.
+    """
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"there is no {kind} {name!r}{hint}: choose one of {', '.join(sorted(table))}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

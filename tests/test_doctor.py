@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoresearch import doctor
+
+
+def test_every_check_is_made_and_this_machine_can_train(lab: Path) -> None:
+    checks = {check.name: check for check in doctor.examine(lab)}
+    assert set(checks) == set(doctor.CHECKS)
+    assert [name for name, check in checks.items() if check.ok is False] == []
+    assert all(check.remedy for check in checks.values() if not check.ok)
+    assert "forward and backward" in checks["attention"].found
+
+
+def test_a_missing_git_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {check.name: check for check in doctor.examine(tmp_path)}
+    assert checks["git"].ok is False
+    assert "install it" in checks["git"].remedy
+
+
+def test_a_check_that_breaks_is_a_failed_line_and_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(directory: Path) -> doctor.Check:
+        raise OSError("driver gone")
+
+    monkeypatch.setitem(doctor.CHECKS, "torch", broken)
+    failed = next(check for check in doctor.examine(tmp_path) if check.name == "torch")
+    assert failed.ok is False
+    assert "driver gone" in failed.found
