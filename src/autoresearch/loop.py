@@ -75,15 +75,18 @@ class Stages:
         assert campaign is not None, f"campaign {tag} was begun"
         return campaign
 
+    def decoded(self, commit: str) -> dict[str, str]:
+        """Every file of a commit, as text."""
+        return {path: data.decode(errors="replace") for path, data in self.workspace.files(commit).items()}
+
     def texts(self, commit: str) -> dict[str, str]:
         """The editable files of a commit."""
-        files = self.workspace.files(commit)
+        files = self.decoded(commit)
         missing = [path for path in self.editable if path not in files]
         if missing:
-            raise UserError(
-                f"{', '.join(missing)} of `editable` in program.md is not in the repository: commit it first"
-            )
-        return {path: files[path].decode() for path in self.editable}
+            names = ", ".join(missing)
+            raise UserError(f"{names} of `editable` in program.md is not in the repository: commit it first")
+        return {path: files[path] for path in self.editable}
 
     def frozen_sha256(self, files: Mapping[str, bytes]) -> dict[str, str]:
         """A digest of each file that a trial may not change."""
@@ -187,7 +190,8 @@ def next_trial(stages: Stages, campaign: Campaign, refusals: list[str]) -> Trial
 def propose(stages: Stages, campaign: Campaign, parent: str, refusals: list[str]) -> Trial | None:
     """Ask for a change and commit it; a refused one is recorded, its reason is added to `refusals`."""
     texts = stages.texts(parent)
-    brief = Brief(stages.program(), texts, campaign, refusals[-1] if refusals else None)
+    frozen = {path: text for path, text in stages.decoded(parent).items() if path not in stages.editable}
+    brief = Brief(stages.program(), texts, campaign, refusals[-1] if refusals else None, frozen)
     answer = ask(stages, brief)
     if isinstance(answer, ProposalRefused):
         refusals.append(answer.reason)
@@ -296,7 +300,7 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
     publish(stages, stages.campaign(campaign.tag))
     if campaign.incumbent is None and not kept:
         raise UserError(
-            f"the baseline crashed ({decision.reason}): see `autoresearch show {trial.number}`, mend {ENTRY}, "
+            f"the baseline crashed ({report.reason(trial)}): see `autoresearch show {trial.number}`, mend {ENTRY}, "
             "commit it, and run this again"
         )
 

@@ -265,9 +265,13 @@ class Campaign:
 
 @dataclass(frozen=True)
 class Brief:
-    """All that a researcher is given: the person's prose, the incumbent's editable files, and the past."""
+    """All that a researcher is given: the person's prose, the incumbent's files, and the past.
+
+    `files` are those that it may edit, `frozen` the rest; `refusal` says why its last proposal was not taken.
+    """
 
     program: str
     files: Mapping[str, str]
     campaign: Campaign
     refusal: str | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
