@@ -1,0 +1,262 @@
+"""What a campaign amounts to: the rows of results.tsv, written and read, and the summary made of them.
+
+Pure: text and records in, text and records out. It reads no file and draws nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from autoresearch.errors import UserError
+from autoresearch.records import Campaign, CrashKind, Status, Trial
+
+COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
+BASELINE = "baseline"
+REASON_LENGTH = 160  # characters of a crash's reason that a description carries
+LISTED = 5  # biggest keeps and near misses that a report names
+
+# Whole terminal escapes: control sequences (colours, cursor), strings with their end (titles), short ones.
+CONTROL_SEQUENCE = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+CONTROL_STRING = r"\x1b[\]PX^_][^\x07\x1b]{0,2000}(?:\x07|\x1b\\)"
+ESCAPE = re.compile(rf"{CONTROL_SEQUENCE}|{CONTROL_STRING}|\x1b[ -/]*[0-~]")
+# Unicode categories: control, format (direction of text, zero width), lone surrogate.
+INVISIBLE = {"Cc", "Cf", "Cs"}
+
+
+# ---------------------------------------------------------------- records
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of results.tsv; `val_bpb` (bits per byte) and `memory_gb` are None where there is none."""
+
+    number: int
+    commit: str
+    val_bpb: float | None
+    memory_gb: float | None
+    status: Status
+    description: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """A scored row and its gain: how far it lies below the best kept before it; the baseline's is 0."""
+
+    number: int
+    commit: str
+    val_bpb: float
+    gain: float
+    description: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The summary of a campaign; `gain` is of `best` over `baseline`, in bits per byte.
+
+    `frontier` are the steps of the running best, `biggest` the largest of them, `near_misses` the discards
+    that came closest to the best of their time, best first. Without a kept trial all are empty or None.
+    """
+
+    trials: int
+    counts: Mapping[str, int]
+    baseline: Row | None
+    best: Row | None
+    gain: float | None
+    gain_percent: float | None
+    frontier: tuple[Step, ...]
+    biggest: tuple[Step, ...]
+    near_misses: tuple[Step, ...]
+    crash_kinds: Mapping[str, int]
+    trials_per_hour: float | None = None
+
+
+# ---------------------------------------------------------------- text from elsewhere
+
+
+def plain(text: str) -> str:
+    """Return text that no terminal acts upon: no escapes or invisible characters, line ends as newlines."""
+    text = ESCAPE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = re.sub("[\x0b\x0c\x85\u2028\u2029]", "\n", text).expandtabs(4)
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in INVISIBLE)
+
+
+def one_line(text: str) -> str:
+    """Return the text made plain, on one line, with single spaces."""
+    return " ".join(plain(text).split())
+
+
+def last_line(text: str) -> str:
+    """Return the last line that has something on it, made plain; of a traceback, that is the error."""
+    lines = [line for line in plain(text).splitlines() if line.strip()]
+    return one_line(lines[-1]) if lines else ""
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most `length` characters of the text, the end of a cut one marked."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+# ---------------------------------------------------------------- rows
+
+
+def rows(campaign: Campaign) -> tuple[Row, ...]:
+    """Return one row a finished trial, in order; the campaign's first is described as the baseline."""
+    first = campaign.trials[0].number if campaign.trials else 0
+    return tuple(row_of(trial, BASELINE if trial.number == first else None) for trial in campaign.finished)
+
+
+def reason(trial: Trial) -> str:
+    """Return why the trial has no score, on one line: the kind of its crash and the error's own words."""
+    if trial.crash is None:
+        return one_line(trial.verdict.reason) if trial.verdict else ""
+    said = last_line(trial.crash.detail)
+    return shorten(f"{trial.crash.kind.value}: {said}" if said else trial.crash.kind.value, REASON_LENGTH)
+
+
+def row_of(trial: Trial, description: str | None = None) -> Row:
+    """Return a finished trial's row; `description` takes the place of its idea."""
+    assert trial.verdict is not None, "only finished trials have a row"
+    status = trial.verdict.status
+    scored = status is not Status.CRASH and trial.verdict.val_bpb is not None
+    # A quote at the start of a field makes CSV readers, with which people open results.tsv, swallow lines.
+    text = one_line(description or trial.proposed.idea).replace('"', "'")
+    why = "" if scored else reason(trial).replace('"', "'")
+    return Row(
+        number=trial.number,
+        commit=trial.proposed.commit[:7],
+        val_bpb=trial.verdict.val_bpb if scored else None,
+        memory_gb=None if status is Status.CRASH else trial.verdict.memory_gb,
+        status=status,
+        description=f"{text} ({why})" if why else text,
+    )
+
+
+# ---------------------------------------------------------------- results.tsv
+
+
+def to_tsv(rows: Iterable[Row]) -> str:
+    """Return results.tsv as the published project writes it."""
+    lines = ["\t".join(COLUMNS), *map(_line, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    description = one_line(row.description)
+    numbers = f"{row.val_bpb or 0:.6f}\t{row.memory_gb or 0:.1f}"
+    return f"{row.commit}\t{numbers}\t{row.status.value}\t{description}"
+
+
+def from_tsv(text: str, name: str) -> tuple[Row, ...]:
+    """Read a results.tsv, ours or one of the published project; rows are numbered from 0, which is the baseline.
+
+    A val_bpb or memory of 0 stands for none.
+
+    Raises:
+        UserError: naming the file and the line, where it is no such table.
+    """
+    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+    if [column.strip() for column in lines[0].split("\t")] != list(COLUMNS):
+        raise UserError(
+            f"{name} is not a results.tsv: line 1 should be the header `{' '.join(COLUMNS)}` "
+            f"with tabs between, and is {shorten(one_line(lines[0]), 60)!r}"
+        )
+    numbered = [(number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
+    return tuple(_parse(line, f"{name} line {at}", row) for row, (at, line) in enumerate(numbered))
+
+
+def _parse(line: str, where: str, number: int) -> Row:
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) != len(COLUMNS):
+        raise UserError(
+            f"{where}: expected {len(COLUMNS)} columns ({', '.join(COLUMNS)}) with tabs between, found {len(fields)}"
+        )
+    commit, val_bpb, memory_gb, status, description = fields
+    if status not in [known.value for known in Status]:
+        known = ", ".join(s.value for s in Status)
+        raise UserError(f"{where}: unknown status {shorten(one_line(status), 40)!r}, expected one of {known}")
+    return Row(
+        number=number,
+        commit=one_line(commit),
+        val_bpb=_number(val_bpb, f"{where}: val_bpb"),
+        memory_gb=_number(memory_gb, f"{where}: memory_gb"),
+        status=Status(status),
+        description=one_line(description),
+    )
+
+
+def _number(text: str, where: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where} should be a number and is {shorten(one_line(text), 40)!r}")
+    return value or None
+
+
+# ---------------------------------------------------------------- summary
+
+
+def summarise(rows: Iterable[Row], seconds: float | None = None) -> Report:
+    """Return the summary; `seconds` is the time that the rows' runs took, where known."""
+    table = tuple(rows)
+    kept, discarded = _steps(table)
+    frontier = tuple(step for index, step in enumerate(kept) if index == 0 or step.gain > 0)
+    baseline = _find(table, frontier[0]) if frontier else None
+    best = _find(table, frontier[-1]) if frontier else None
+    gain = frontier[0].val_bpb - frontier[-1].val_bpb if frontier else None
+    crashed = Counter(_crash_kind(row) for row in table if row.status is Status.CRASH)
+    return Report(
+        trials=len(table),
+        counts={status.value: sum(row.status is status for row in table) for status in Status},
+        baseline=baseline,
+        best=best,
+        gain=gain,
+        gain_percent=None if gain is None else 100 * gain / frontier[0].val_bpb,
+        frontier=frontier,
+        biggest=_largest(frontier[1:]),
+        near_misses=_largest(discarded),
+        crash_kinds=dict(crashed.most_common()),
+        trials_per_hour=3600 * len(table) / seconds if seconds else None,
+    )
+
+
+def run_seconds(campaign: Campaign) -> float:
+    """Return the wall time of all runs of the campaign's finished trials, for `summarise`."""
+    return sum(run.wall_seconds for trial in campaign.finished for run in trial.runs)
+
+
+def _steps(rows: tuple[Row, ...]) -> tuple[list[Step], list[Step]]:
+    """Return the kept and the discarded rows that have a score, each against the best kept before it."""
+    kept: list[Step] = []
+    discarded: list[Step] = []
+    best: float | None = None
+    for row in rows:
+        if row.val_bpb is None or row.status is Status.CRASH:
+            continue
+        gain = 0.0 if best is None else best - row.val_bpb
+        step = Step(row.number, row.commit, row.val_bpb, gain, row.description)
+        if row.status is Status.KEEP:
+            kept.append(step)
+            best = row.val_bpb if best is None else min(best, row.val_bpb)
+        elif best is not None:
+            discarded.append(step)
+    return kept, discarded
+
+
+def _find(rows: tuple[Row, ...], step: Step) -> Row:
+    return next(row for row in rows if row.number == step.number)
+
+
+def _largest(steps: Iterable[Step]) -> tuple[Step, ...]:
+    return tuple(sorted(steps, key=lambda step: step.gain, reverse=True)[:LISTED])
+
+
+def _crash_kind(row: Row) -> str:
+    """Return the kind that the row's description names; descriptions written by others name none of ours."""
+    return next((kind.value for kind in CrashKind if f"({kind.value}" in row.description), "other")

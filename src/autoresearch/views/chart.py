@@ -1,0 +1,299 @@
+"""Draws progress.png: every trial by its val_bpb, the kept ones as labelled steps of the running best.
+
+Uses matplotlib's objects and never pyplot, so that nothing global is left behind.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox, BboxBase
+
+from autoresearch import atomic
+from autoresearch.errors import UserError
+from autoresearch.records import Status
+from autoresearch.report import Report, Row, Step, one_line, shorten, summarise
+
+SIZE_INCHES = (12.0, 6.75)
+DOTS_PER_INCH = 150
+KEEP, DISCARD, CRASH, INK = "#1a7f4b", "#9aa5b1", "#c0392b", "#27313b"
+FONT = "DejaVu Sans"  # comes with matplotlib: the same picture on every machine
+LABEL_CHARACTERS, CROWDED_CHARACTERS = 60, 38
+FEW_STEPS = 12
+MOST_LABELS = 40
+REACH = 3.0  # the worst trial on the scale lies at most so many times as far from the best as the median trial
+CROWDING = 5.0  # and at most so many times as far as the baseline; up to twice as far it is always on the scale
+DOT_COST = 14.0  # points of distance that a label goes to spare one dot
+PIXELS_PER_POINT = DOTS_PER_INCH / 72
+LEADER_PARTS = 12  # boxes that stand for such a line where labels must not cross it
+LEADER_POINTS = 16.0  # a label farther than this from its step is tied to it by a thin line
+# Where a label may begin, in points from its step: beside it, or higher and lower at a few distances.
+OFFSETS = [
+    (x, y) for x in (9.0, 30.0, 60.0, 100.0, -9.0, -30.0) for y in (0.0, *range(8, 168, 8), *range(-8, -168, -8))
+]
+
+Point = tuple[float, float]
+
+
+def draw(rows: Iterable[Row], path: Path, title: str = "") -> None:
+    """Write the picture as PNG, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = _png(figure(tuple(rows), title))
+    try:
+        atomic.write(path, content)
+    except OSError as error:
+        raise UserError(f"the chart {path} cannot be written ({error}): name another place for it") from error
+
+
+def figure(rows: tuple[Row, ...], title: str) -> Figure:
+    """Return the picture of the rows, not yet written anywhere."""
+    settings = {"font.family": FONT, "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "text.usetex": False}
+    with style.context(["default", settings]):
+        made = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH)
+        made.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
+        FigureCanvasAgg(made)
+        _fill(made.add_subplot(), rows, summarise(rows), _drawable(title))
+    return made
+
+
+def _png(picture: Figure) -> bytes:
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _fill(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None:
+    _frame(axes, rows, report, title)
+    scored = [row for row in rows if row.val_bpb is not None]
+    if not scored:
+        axes.set_yticks([])
+        axes.text(
+            0.5, 0.5, "no trial has a score yet", transform=axes.transAxes, ha="center", color=DISCARD, fontsize=14
+        )
+    else:
+        low, high = scale([row.val_bpb for row in scored if row.val_bpb is not None], report.frontier)
+        axes.set_ylim(low, high)
+        _dots(axes, scored, high)
+    _crashes(axes, rows)
+    if report.frontier:
+        _frontier(axes, rows, report.frontier)
+    if scored or any(row.status is Status.CRASH for row in rows):
+        axes.legend(loc="upper right", framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=INK)
+    if report.frontier:
+        _labels(axes, rows, report.frontier)
+
+
+# ---------------------------------------------------------------- axes
+
+
+def scale(values: list[float], frontier: tuple[Step, ...]) -> tuple[float, float]:
+    """Return the lower and upper end of the y axis: all of the frontier, and no far outlier to flatten it."""
+    low, high = min(values), max(values)
+    if frontier:
+        first, best = frontier[0].val_bpb, frontier[-1].val_bpb
+        near = low + REACH * (statistics.median(values) - low)
+        if first > best:
+            near = min(max(near, 2 * first - best), best + CROWDING * (first - best))
+        high = max(first, *(value for value in values if value <= near))
+    margin = 0.07 * (high - low) or 0.01 * abs(low)
+    return low - 2 * margin, high + margin
+
+
+def _frame(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None:
+    kept = report.counts[Status.KEEP.value]
+    tried = f"{report.trials} trial{'' if report.trials == 1 else 's'}, {kept} kept"
+    won = f", val_bpb \u2212{report.gain:.6f} (\u2212{report.gain_percent:.2f}%)" if report.gain else ""
+    axes.set_title(f"{title}: {tried}{won}" if title else f"{tried}{won}", loc="left", parse_math=False, fontsize=13)
+    axes.set_xlabel("trial")
+    axes.set_ylabel("val_bpb (bits per byte, lower is better)")
+    numbers = [row.number for row in rows] or [0]
+    margin = max(0.5, 0.02 * (numbers[-1] - numbers[0]))
+    axes.set_xlim(numbers[0] - margin, numbers[-1] + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b8c0c8")
+    axes.tick_params(color="#b8c0c8", labelcolor=INK)
+
+
+# ---------------------------------------------------------------- marks
+
+
+def _dots(axes: Axes, scored: list[Row], high: float) -> None:
+    """Discards as faint dots; what lies off the scale as small arrows at the top, counted in the legend."""
+    discards = [(row.number, row.val_bpb) for row in scored if row.status is not Status.KEEP and row.val_bpb]
+    on = [(number, value) for number, value in discards if value <= high]
+    off = [number for number, value in discards if value > high]
+    if on:
+        axes.scatter(
+            [x for x, _ in on],
+            [y for _, y in on],
+            s=22,
+            color=DISCARD,
+            alpha=0.55,
+            linewidths=0,
+            label="discarded",
+            zorder=2,
+        )
+    if off:
+        top = axes.get_xaxis_transform()
+        name = f"discarded, off the scale ({len(off)})"
+        axes.scatter(off, [0.985] * len(off), transform=top, marker="^", s=30, color=DISCARD, label=name, zorder=2)
+
+
+def _crashes(axes: Axes, rows: tuple[Row, ...]) -> None:
+    crashed = [row.number for row in rows if row.status is Status.CRASH]
+    if crashed:
+        foot = axes.get_xaxis_transform()
+        name = f"crashed ({len(crashed)})"
+        axes.scatter(
+            crashed, [0.02] * len(crashed), transform=foot, marker="x", s=32, color=CRASH, label=name, zorder=3
+        )
+
+
+def _frontier(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> None:
+    numbers = [step.number for step in frontier]
+    values = [step.val_bpb for step in frontier]
+    path = ([*numbers, rows[-1].number], [*values, values[-1]])
+    axes.plot(*path, drawstyle="steps-post", color=KEEP, linewidth=1.8, alpha=0.75, label="best so far", zorder=3)
+    kept = [(row.number, row.val_bpb) for row in rows if row.status is Status.KEEP and row.val_bpb]
+    axes.scatter(
+        [x for x, _ in kept],
+        [y for _, y in kept],
+        s=46,
+        color=KEEP,
+        edgecolors="white",
+        linewidths=0.9,
+        label="kept",
+        zorder=4,
+    )
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _labels(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> None:
+    """Name the steps, the biggest first, each where it covers least; one that fits nowhere stays without a name."""
+    whole = axes.get_figure(root=True)
+    assert whole is not None, "axes belong to a figure"
+    whole.draw_without_rendering()  # settles the layout, from which places in pixels follow
+    room = Room(axes.bbox, _obstacles(axes, frontier), [_pixels(axes, r.number, r.val_bpb) for r in rows if r.val_bpb])
+    by_gain = sorted(frontier[1:], key=lambda step: step.gain, reverse=True)
+    length, points = (CROWDED_CHARACTERS, 8.0) if len(frontier) > FEW_STEPS else (LABEL_CHARACTERS, 9.5)
+    for step in [frontier[0], *by_gain][:MOST_LABELS]:
+        name = shorten(_drawable(step.description), length)
+        sample = axes.text(0, 0, name, fontsize=points, parse_math=False)
+        place = room.take(_pixels(axes, step.number, step.val_bpb), sample.get_window_extent())
+        sample.remove()
+        if place:
+            _note(axes, step, name, points, place)
+
+
+def _note(axes: Axes, step: Step, name: str, points: float, place: Place) -> None:
+    """Write a step's name at its place, tied to the step by a thin line where it stands far off."""
+    right = place.dx > 0
+    line = {"arrowstyle": "-", "color": KEEP, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 4}
+    note = axes.annotate(
+        name,
+        (step.number, step.val_bpb),
+        xytext=(place.dx, place.dy),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        fontsize=points,
+        color=INK,
+        arrowprops={**line, "relpos": (0.0 if right else 1.0, 0.5)} if place.leader else None,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        parse_math=False,
+        zorder=5,
+    )
+    note.set_in_layout(False)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a label goes: offset from its step in points, its box in pixels, the boxes along the line to its step."""
+
+    dx: float
+    dy: float
+    box: Bbox
+    leader: tuple[Bbox, ...]
+
+
+@dataclass
+class Room:
+    """The room for labels, in pixels: no label covers an obstacle, another or its line; dots it avoids if it can."""
+
+    bounds: BboxBase
+    obstacles: list[Bbox]
+    dots: list[Point]
+    labels: list[Bbox] = field(default_factory=list)
+
+    def take(self, step: Point, size: BboxBase) -> Place | None:
+        """Return the free place that costs least and hold it; None where every place is taken."""
+        free = [place for offset in OFFSETS if self._is_free(place := _place(step, size, offset))]
+        best = min(free, key=self._cost, default=None)
+        if best:
+            self.labels.append(best.box)
+            self.obstacles += [best.box, *best.leader]
+        return best
+
+    def _is_free(self, place: Place) -> bool:
+        box, bounds = place.box, self.bounds
+        inside = bounds.x0 <= box.x0 and box.x1 <= bounds.x1 and bounds.y0 <= box.y0 and box.y1 <= bounds.y1
+        crossed = any(piece.count_overlaps(self.labels) for piece in place.leader)
+        return inside and not crossed and not box.count_overlaps(self.obstacles)
+
+    def _cost(self, place: Place) -> float:
+        return math.hypot(place.dx, place.dy) + DOT_COST * place.box.count_contains(self.dots)
+
+
+def _place(step: Point, size: BboxBase, offset: Point) -> Place:
+    (x, y), (dx, dy) = step, offset
+    near_x, near_y = x + dx * PIXELS_PER_POINT, y + dy * PIXELS_PER_POINT
+    left = near_x if dx > 0 else near_x - size.width
+    box = Bbox.from_bounds(left, near_y - size.height / 2, size.width, size.height)
+    parts = range(1, LEADER_PARTS) if math.hypot(dx, dy) >= LEADER_POINTS else ()
+    along = ((x + (near_x - x) * part / LEADER_PARTS, y + (near_y - y) * part / LEADER_PARTS) for part in parts)
+    return Place(dx, dy, box, tuple(Bbox.from_bounds(px - 2, py - 2, 4, 4) for px, py in along))
+
+
+def _obstacles(axes: Axes, frontier: tuple[Step, ...]) -> list[Bbox]:
+    """Return boxes (pixels) that no label may cover: the steps, the line between them, the legend, the foot."""
+    points = [_pixels(axes, step.number, step.val_bpb) for step in frontier]
+    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in points]
+    for (x, y), (next_x, next_y) in itertools.pairwise([*points, (axes.bbox.x1, points[-1][1])]):
+        boxes.append(Bbox.from_extents(x, y - 3, next_x, y + 3))
+        boxes.append(Bbox.from_extents(next_x - 3, next_y, next_x + 3, y))
+    foot = Bbox.from_bounds(axes.bbox.x0, axes.bbox.y0, axes.bbox.width, 0.04 * axes.bbox.height)
+    legend = axes.get_legend()
+    return [*boxes, foot, *([legend.get_window_extent()] if legend else [])]
+
+
+def _pixels(axes: Axes, number: int, val_bpb: float) -> Point:
+    x, y = axes.transData.transform((number, val_bpb))
+    return float(x), float(y)
+
+
+def _drawable(text: str) -> str:
+    """Return the text on one line, with a box for each character that the font lacks (it would only warn)."""
+    known = FT2Font(font_manager.findfont(FONT)).get_charmap()
+    return "".join(c if ord(c) in known else "\u25a1" for c in one_line(text))

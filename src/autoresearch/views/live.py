@@ -1,0 +1,208 @@
+"""What `run` shows while it works: a live line of the trial under way, and a line for each verdict.
+
+Nothing here decides or stores anything; ideas and reasons pass through `report.one_line` before they are shown.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch.records import (
+    Campaign,
+    CampaignStarted,
+    Event,
+    ProposalRefused,
+    RunEnded,
+    RunEvent,
+    RunStarted,
+    Status,
+    Stopped,
+    Trial,
+    TrialProposed,
+    Verdict,
+)
+from autoresearch.report import Row, one_line, plain, row_of, shorten
+from autoresearch.views.lines import label, say, set_up, verdict_line
+
+QUIET_SECONDS = 15.0  # between two progress lines where there is no terminal
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the live line says of the trial under way; `since` is on the view's clock, `progress` is in 0..1."""
+
+    trial: int
+    idea: str
+    since: float
+    phase: str = "starting"
+    progress: float | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+    def heard(self, event: RunEvent) -> Work:
+        """Return what is known after one more line from the run."""
+        if event.name == "curve":
+            return replace(
+                self,
+                phase="training",
+                progress=_finite(event, "progress"),
+                loss=_finite(event, "loss"),
+                tokens_per_second=_finite(event, "tokens_per_second"),
+            )
+        phases = {"first_batch": "training", "grade_requested": "grading", "score": "judging"}
+        return replace(self, phase=phases.get(event.name, self.phase))
+
+    def numbers(self) -> str:
+        percent = f" {100 * min(1.0, self.progress):3.0f}%" if self.phase == "training" and self.progress else ""
+        loss = "" if self.loss is None else f"  loss {self.loss:.3f}"
+        speed = "" if self.tokens_per_second is None else f"  {self.tokens_per_second:,.0f} tokens/s"
+        return f"{self.phase}{percent}{loss}{speed}"
+
+
+def _finite(event: RunEvent, name: str) -> float | None:
+    """A number that the run told, which may have told anything."""
+    value = event.values.get(name)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+class LiveView:
+    """What `run` shows while it works: on a terminal one live line and verdicts above it, elsewhere plain lines.
+
+    `campaign` is what the ledger held before, so that a campaign taken up again is compared with its incumbent.
+    """
+
+    def __init__(
+        self, console: Console, campaign: Campaign | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._clock = clock
+        self._on_terminal = console.is_terminal and not console.is_dumb_terminal
+        self._live: Live | None = None
+        self._work: Work | None = None
+        self._spoke = -math.inf
+        self._trials = {trial.number: trial for trial in campaign.trials} if campaign else {}
+        incumbent = campaign.incumbent if campaign else None
+        self._best = incumbent.val_bpb if incumbent else None
+
+    def __enter__(self) -> LiveView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def progress(self, trial: int, run_event: RunEvent) -> None:
+        """Hear one line of the run under way; comes several times a second."""
+        if self._work is None or self._work.trial != trial:
+            self._work = self._begin(trial)
+        self._work = self._work.heard(run_event)
+        if not self._on_terminal and self._clock() - self._spoke >= QUIET_SECONDS:
+            elapsed = _clock(self._clock() - self._work.since)
+            self._tell(Text(f"#{trial:<3} {self._work.numbers()}  {elapsed}"))
+
+    def event(self, event: Event) -> None:
+        """Show one event of the ledger, as it is recorded."""
+        match event:
+            case CampaignStarted():
+                self._tell(label("campaign", f"autoresearch/{event.tag}", "bold"), label("set-up", set_up(event)))
+                self._trials, self._best = {}, None
+            case TrialProposed():
+                self._trials[event.trial] = Trial(event)
+            case ProposalRefused():
+                idea = event.idea or "no proposal"
+                self._tell(Text(f"refused: {one_line(idea)} ({shorten(one_line(event.reason), 200)})", "yellow"))
+            case RunStarted():
+                self._start(event)
+            case RunEnded():
+                self._end(event)
+            case Verdict():
+                self._decide(event)
+            case Stopped():
+                self._work = None
+                self._tell(label("stopped", event.reason, "bold"))
+                self._tell(label("next", "go on with `autoresearch run`, see `autoresearch report`"))
+
+    def _begin(self, trial: int) -> Work:
+        known = self._trials.get(trial)
+        return Work(trial, one_line(known.proposed.idea) if known else "", self._clock())
+
+    def _start(self, event: RunStarted) -> None:
+        self._work = self._begin(event.trial)
+        if not self._on_terminal:
+            self._tell(Text(f"#{event.trial:<3} starts, seed {event.seed}: {self._work.idea}"))
+        elif self._live is None:
+            # Not before the first run: until then prepare.py writes its own lines to the terminal.
+            self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
+            self._live.start()
+
+    def _end(self, event: RunEnded) -> None:
+        known = self._trials.get(event.trial)
+        if known:
+            self._trials[event.trial] = replace(known, runs=(*known.runs, event))
+        if self._work:
+            self._work = replace(self._work, phase="judging")
+
+    def _decide(self, event: Verdict) -> None:
+        self._work = None
+        known = self._trials.pop(event.trial, None)
+        if known:
+            row = row_of(replace(known, verdict=event))
+        else:
+            row = Row(event.trial, "", event.val_bpb, event.memory_gb, event.status, one_line(event.reason))
+        gain = None if self._best is None or row.val_bpb is None else self._best - row.val_bpb
+        self._tell(verdict_line(row, gain))
+        if known and event.status is Status.CRASH:
+            self._tell_frame(known)
+        if event.status is Status.KEEP:
+            self._best = event.val_bpb
+
+    def _tell_frame(self, trial: Trial) -> None:
+        """Say where in the code it crashed, if a traceback tells."""
+        frames = [line for line in plain(trial.crash.detail if trial.crash else "").splitlines() if 'File "' in line]
+        if frames:
+            self._tell(Text(f"     {one_line(frames[-1])}", "red"))
+
+    def _tell(self, *lines: Text) -> None:
+        self._spoke = self._clock()
+        if self._live:
+            self._live.refresh()  # else the line would be drawn once more as it was
+        say(self._console, *lines)
+
+    def _line(self) -> Table:
+        """The live line: never more than one, what does not fit is cut."""
+        work = self._work
+        grid = Table.grid(padding=(0, 1), expand=True)
+        spinner = Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")
+        if work is None:
+            grid.add_column(width=1)
+            grid.add_column(ratio=1)
+            grid.add_row(spinner, Text("preparing the next trial", "dim"))
+            return grid
+        for width in (1, None, 16, None, None):
+            grid.add_column(width=width, no_wrap=True)
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=1.0, completed=min(1.0, work.progress or 0.0), width=16)
+        elapsed = Text(_clock(self._clock() - work.since), "cyan")
+        grid.add_row(
+            spinner, Text(f"#{work.trial}", "bold"), bar, Text(work.numbers()), elapsed, Text(work.idea, "dim")
+        )
+        return grid

@@ -1,0 +1,179 @@
+"""What a person sees in a terminal: the doctor's lines, and the tables and texts of the past.
+
+Ideas, logs and reasons were written by others: they are made plain and shown as Text, so that neither an escape
+sequence nor a word in brackets has any effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleRenderable
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch.doctor import Check
+from autoresearch.records import Campaign, RunEnded, Status, Trial
+from autoresearch.report import Report, Row, Step, one_line, plain, reason
+from autoresearch.views.lines import COLOURS, LABEL_WIDTH, label, say, set_up
+from autoresearch.views.live import LiveView
+
+__all__ = ["LiveView", "show_check", "show_log", "show_report", "show_status", "show_trial"]
+
+MARKS = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("warn", "yellow")}
+RECENT = 3  # verdicts that `status` names
+
+
+# ---------------------------------------------------------------- doctor, status, log
+
+
+def show_check(check: Check, console: Console) -> None:
+    """One line of the doctor's, with what to do where it is not well."""
+    mark, style = MARKS[check.ok]
+    line = Text.assemble((f"{mark:<5}", style), f"{check.name:<{LABEL_WIDTH}}", one_line(check.found))
+    if check.ok is not True and check.remedy:
+        line.append(f": {one_line(check.remedy)}", "bold")
+    say(console, line)
+
+
+def show_status(campaign: Campaign, report: Report, running: bool, console: Console) -> None:
+    """Where the campaign stands, in a few lines; `running` tells whether a loop holds the lab."""
+    started = campaign.started
+    under_way = next((trial for trial in campaign.trials if trial.verdict is None), None)
+    loop = "at work" if running else "not running: go on with `autoresearch run`"
+    say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{campaign.tag}"))
+    say(console, label("set-up", set_up(started)), *_counts(report))
+    if under_way:
+        say(console, label("under way", f"#{under_way.number} {under_way.proposed.idea}"))
+    for trial in campaign.finished[-RECENT:]:
+        if trial.verdict:
+            style = COLOURS[trial.verdict.status]
+            said = f"#{trial.number} {trial.verdict.status.value}: {trial.proposed.idea}"
+            say(console, label("", said, style))
+
+
+def show_log(rows: Iterable[Row], console: Console) -> None:
+    """The trials as a table, the newest last."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("trial", "commit", "val_bpb", "GB"):
+        table.add_column(name, justify="left" if name == "commit" else "right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("description", overflow="fold")
+    for row in rows:
+        score = "" if row.val_bpb is None else f"{row.val_bpb:.6f}"
+        memory = "" if row.memory_gb is None else f"{row.memory_gb:.1f}"
+        status = Text(row.status.value, COLOURS[row.status])
+        cells = (str(row.number), row.commit, score, memory)
+        table.add_row(*(Text(one_line(cell)) for cell in cells), status, Text(one_line(row.description)))
+    if table.row_count:
+        console.print(table)
+    else:
+        say(console, Text("no trial has ended yet"))
+
+
+# ---------------------------------------------------------------- one trial
+
+
+def show_trial(trial: Trial, patch: str, log_tail: str, console: Console) -> None:
+    """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log."""
+    proposed = trial.proposed
+    say(console, label("trial", f"#{trial.number} {proposed.idea}", "bold"), _outcome(trial))
+    say(console, label("commit", f"{proposed.commit[:7]} on {proposed.parent[:7]} (by {proposed.researcher})"))
+    if trial.runs:
+        console.print(_runs_table(trial))
+    for run in trial.runs:
+        say(console, label("log", run.log), label("curve", run.curve))
+    if trial.crash:
+        _section(console, trial.crash.kind.value, Text(plain(trial.crash.detail), "red"))
+    if patch.strip():
+        code = Syntax(plain(patch), "diff", theme="ansi_dark", background_color="default", word_wrap=True)
+        _section(console, f"patch ({proposed.lines_changed} lines)", code if console.is_terminal else Text(code.code))
+    if log_tail.strip():
+        _section(console, "end of the log", Text(plain(log_tail).rstrip(), "dim"))
+
+
+def _outcome(trial: Trial) -> Text:
+    verdict = trial.verdict
+    if verdict is None:
+        return label("verdict", "none yet", "cyan")
+    first = plain(verdict.reason).strip().partition("\n")[0]
+    why = reason(trial) if verdict.status is Status.CRASH else first
+    return label("verdict", f"{verdict.status.value}: {why}", COLOURS[verdict.status])
+
+
+def _runs_table(trial: Trial) -> Table:
+    """A line for each quantity, a column for each run."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", min_width=LABEL_WIDTH - 2, no_wrap=True)
+    for _ in trial.runs:
+        table.add_column(justify="right", no_wrap=True)
+    columns = [_run_numbers(run) for run in trial.runs]
+    for name in columns[0]:
+        cells = [column[name] for column in columns]
+        if any(cells):
+            table.add_row(name, *cells)
+    return table
+
+
+def _run_numbers(run: RunEnded) -> dict[str, str]:
+    def shown(value: float | None, pattern: str) -> str:
+        return "" if value is None else pattern.format(value)
+
+    return {
+        "run": str(run.run),
+        "seed": str(run.seed),
+        "val_bpb": shown(run.score.val_bpb if run.score else None, "{:.6f}"),
+        "training": shown(run.training_seconds, "{:.1f} s"),
+        "start-up": shown(run.startup_seconds, "{:.1f} s"),
+        "wall": shown(run.wall_seconds, "{:.1f} s"),
+        "memory": shown(run.memory_gb, "{:.2f} GB"),
+        "steps": shown(run.summary.get("num_steps"), "{:,.0f}"),
+        "tokens": shown(run.summary.get("total_tokens_M"), "{:,.1f} M"),
+        "parameters": shown(run.summary.get("num_params_M"), "{:,.1f} M"),
+        "exit code": "deadline" if run.exit_code is None else str(run.exit_code),
+    }
+
+
+def _section(console: Console, title: str, body: ConsoleRenderable) -> None:
+    say(console, Text(), Text(f"── {title}", "bold"))
+    console.print(body, soft_wrap=isinstance(body, Text))
+
+
+# ---------------------------------------------------------------- the report
+
+
+def show_report(report: Report, console: Console) -> None:
+    """The campaign summed up: counts, baseline and best, the biggest keeps, near misses, crashes."""
+    say(console, *_counts(report))
+    if report.crash_kinds:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in report.crash_kinds.items())
+        say(console, label("crashes", kinds, "red"))
+    _steps(console, "biggest keeps", report.biggest, "green")
+    _steps(console, "near misses", report.near_misses, "yellow")
+
+
+def _counts(report: Report) -> list[Text]:
+    if not report.trials:
+        return [label("trials", "none has ended yet")]
+    pace = f" ({report.trials_per_hour:.1f} an hour)" if report.trials_per_hour else ""
+    counts = ", ".join(f"{count} {status}" for status, count in report.counts.items())
+    lines = [label("trials", f"{report.trials}: {counts}{pace}")]
+    if report.baseline is None or report.best is None:
+        return [*lines, label("best", "nothing has been kept")]
+    lines.append(label("baseline", f"{report.baseline.val_bpb:.6f} #{report.baseline.number}"))
+    best, by = f"{report.best.val_bpb:.6f}", f"#{report.best.number} {report.best.commit}"
+    if report.gain:
+        return [
+            *lines,
+            label("best", f"{best} {by}, {-report.gain:.6f} ({-(report.gain_percent or 0):.2f}%)", "green"),
+        ]
+    return [*lines, label("best", f"{best}, the baseline")]
+
+
+def _steps(console: Console, title: str, steps: tuple[Step, ...], style: str) -> None:
+    if steps:
+        say(console, Text(), Text(title, "bold"))
+    for step in steps:
+        head = (f"{-step.gain:+.6f}  {step.val_bpb:.6f}  #{step.number:<4}", style)
+        say(console, Text.assemble("  ", head, " ", one_line(step.description)))
