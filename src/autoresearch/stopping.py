@@ -1,0 +1,44 @@
+"""When a campaign ends: a number of trials, hours, or Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+NOTICE = "stopping after the trial under way; Ctrl-C again stops at once, and loses nothing but that run"
+
+
+def enough(trials: int | None, hours: float | None, interrupted: Callable[[], bool]) -> Callable[[int], str | None]:
+    """A function that says, of the number of trials made, why to stop now; None to go on."""
+    end = time.monotonic() + hours * 3600 if hours is not None else None
+
+    def reason(made: int) -> str | None:
+        if interrupted():
+            return "stopped by Ctrl-C"
+        if trials is not None and made >= trials:
+            return f"made {made} trial{'s' if made > 1 else ''}"
+        return f"{hours:g} hours are over" if end is not None and time.monotonic() >= end else None
+
+    return reason
+
+
+@contextlib.contextmanager
+def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C was pressed; a second one, or SIGTERM, raises KeyboardInterrupt."""
+    pressed = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        pressed = True
+        say(NOTICE)
+
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: pressed
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,322 @@
+"""The command line: what works says so, and each bad input is one sentence, exit 1, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import toy_lab
+from autoresearch import cli, git
+from autoresearch.ledger import Ledger
+from autoresearch.presets import create, presets
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process; gives its exit code, output and errors."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["autoresearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def script(lab: Path, *xs: float) -> str:
+    """A scripted researcher's name, for a script that lies beside the lab."""
+    path = lab.parent / "script.json"
+    lines = [{"idea": f"X to {x}", "files": {"train.py": toy_lab.train_with(x)}} for x in xs]
+    path.write_text(json.dumps(lines))
+    return f"scripted:{path}"
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    code, _, err = result
+    sentences = [line for line in err.splitlines() if line]
+    assert code == 1
+    assert len(sentences) == 1, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+# ---------------------------------------------------------------- what works
+
+
+def test_a_campaign_from_run_to_report(lab: Path, call: Cli) -> None:
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 2.0, 9.0))
+    assert code == 0
+    assert "X to 2.0" in out
+    assert (lab / "progress.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call("log", "--lab", lab)
+    assert code == 0
+    assert "baseline" in out
+    code, out, _ = call("log", "--lab", lab, "--json", "--limit", 2)
+    assert [row["status"] for row in json.loads(out)] == ["keep", "discard"]
+    code, out, _ = call("status", "--lab", lab, "--json")
+    assert json.loads(out)["running"] is False
+    code, out, _ = call("show", 1, "--lab", lab)
+    assert "X = 2.0" in out
+    code, out, _ = call("show", 1, "--lab", lab, "--json")
+    assert json.loads(out)["verdict"]["status"] == "keep"
+    code, out, _ = call("report", "--lab", lab, "--json")
+    assert json.loads(out)["best"]["val_bpb"] == 2.0
+    assert call("status", "--lab", lab)[0] == call("report", "--lab", lab)[0] == 0
+
+
+def test_run_without_a_tag_goes_on_with_the_latest_campaign(lab: Path, call: Cli) -> None:
+    researcher = script(lab, 2.0, 1.5, 1.2)
+    call("run", "--lab", lab, "--researcher", researcher, "--trials", 1)
+    call("run", "--lab", lab, "--researcher", researcher)
+    campaigns = Ledger(lab / ".autoresearch/ledger.jsonl").campaigns()
+    assert [len(campaign.finished) for campaign in campaigns] == [4]
+
+
+def test_after_a_crashed_baseline_run_begins_a_new_campaign(tmp_path: Path, call: Cli) -> None:
+    lab = toy_lab.make(tmp_path / "lab", train="raise ValueError('broken')\n")
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "the baseline crashed", "show 0")
+    (lab / "train.py").write_text(toy_lab.TRAIN)
+    git.commit_all(lab, "mended")
+    assert call("run", "--lab", lab, "--researcher", script(lab, 2.0))[0] == 0
+    assert len(Ledger(lab / ".autoresearch/ledger.jsonl").campaigns()) == 2
+
+
+def test_report_and_chart_read_a_published_results_tsv(tmp_path: Path, call: Cli) -> None:
+    table = tmp_path / "results.tsv"
+    table.write_text(
+        "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+        "baseline\t0.997900\t44.0\tkeep\tbaseline\n"
+        "bea057b\t0.986041\t43.9\tkeep\thalve batch 524K to 262K (more steps in 5 min)\n"
+        "e05a87d\t0.000000\t0.0\tcrash\tbatch 131K (assert fail: not divisible by device batch)\n"
+    )
+    code, out, _ = call("report", table)
+    assert code == 0
+    assert "0.986041" in out
+    assert call("chart", table, "--output", tmp_path / "chart.png")[0] == 0
+    assert (tmp_path / "chart.png").exists()
+
+
+def test_train_and_prepare_run_the_persons_own_files(lab: Path) -> None:
+    for command, word in (("prepare", "the data is ready"), ("train", "peak_vram_mb")):
+        done = subprocess.run(
+            [sys.executable, "-m", "autoresearch", command, "--lab", lab], capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert word in done.stdout
+
+
+def test_new_makes_a_lab_of_a_preset(tmp_path: Path, call: Cli) -> None:
+    code, out, _ = call("new", tmp_path / "mine", "--preset", "cpu", "--budget", 60)
+    assert code == 0
+    assert "next: cd" in out
+    assert "TIME_BUDGET = 60 " in (tmp_path / "mine/prepare.py").read_text()
+
+
+def test_doctor_says_what_it_found(call: Cli, tmp_path: Path) -> None:
+    code, out, _ = call("doctor", "--json", "--lab", tmp_path)
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert code == int(any(check["ok"] is False for check in checks.values()))
+    assert "backward" in checks["attention"]["found"]
+
+
+@pytest.mark.parametrize(
+    "command", ["new", "doctor", "prepare", "train", "run", "status", "log", "show", "report", "chart"]
+)
+def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: autoresearch {command}" in out
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_directory_that_is_no_lab(tmp_path: Path, call: Cli) -> None:
+    for command in (["run"], ["status"], ["log"], ["show", 1], ["report"], ["chart"], ["train"], ["prepare"]):
+        refused(call(*command, "--lab", tmp_path), "is not a lab", "autoresearch new DIR")
+
+
+def test_a_lab_that_is_no_repository(lab: Path, call: Cli) -> None:
+    (lab / ".git").rename(lab.parent / "git")
+    refused(call("run", "--lab", lab), "not a git repository", "git init")
+
+
+def test_no_git(lab: Path, call: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(call("run", "--lab", lab), "git is not installed", "install it")
+    refused(call("new", tmp_path / "new", "--preset", "cpu"), "git is not installed")
+
+
+def test_no_space_before_a_trial(tmp_path: Path, call: Cli) -> None:
+    lab = toy_lab.make(tmp_path / "lab", program="---\nmin_free_gb: 1000000000\n---\n")
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "GiB are free", "free some")
+
+
+def test_no_space_while_the_ledger_is_written(lab: Path, call: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0))
+    before = (lab / ".autoresearch/ledger.jsonl").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5)), "No space left", "free some space")
+    assert (lab / ".autoresearch/ledger.jsonl").read_bytes().startswith(before)
+
+
+def test_no_data(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "lab", prepare="TIME_BUDGET = 2\nraise SystemExit('shard 3 is corrupt: delete it')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "autoresearch", "run", "--lab", lab, "--researcher", script(lab, 2.0)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "shard 3 is corrupt" in done.stderr
+    assert "the data is not ready" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["prepare.py", "train.py", "program.md"])
+def test_a_dirty_checkout(lab: Path, call: Cli, name: str) -> None:
+    text = (lab / name).read_text() + "\n# mine\n"
+    (lab / name).write_text(text)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), name, "git stash")
+    assert (lab / name).read_text() == text
+
+
+def test_a_detached_checkout(lab: Path, call: Cli) -> None:
+    subprocess.run(["git", "checkout", "--quiet", "--detach"], cwd=lab, check=True)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "detached", "git switch main")
+
+
+def test_the_campaigns_own_branch_checked_out(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0), "--tag", "t")
+    subprocess.run(["git", "checkout", "--quiet", "autoresearch/t"], cwd=lab, check=True)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "is checked out", "git switch main")
+
+
+def test_a_repository_without_a_commit(lab: Path, call: Cli) -> None:
+    for path in sorted((lab / ".git").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (lab / ".git").rmdir()
+    git.init(lab)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "no commit yet", "git commit")
+
+
+@pytest.mark.parametrize("text", ["", "---\nresercher: x\n---\n", "---\nresearcher: [\n---\n", "no fence"])
+def test_a_broken_program_md(lab: Path, call: Cli, text: str) -> None:
+    (lab / "program.md").write_text(text)
+    refused(call("run", "--lab", lab), "program.md")
+
+
+def test_a_researcher_that_there_is_not(lab: Path, call: Cli) -> None:
+    refused(call("run", "--lab", lab, "--researcher", "bultin"), "no researcher 'bultin'", "did you mean builtin?")
+
+
+def test_a_train_py_with_a_syntax_error(tmp_path: Path, call: Cli) -> None:
+    lab = toy_lab.make(tmp_path / "lab", train="X = (\n")
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "train.py has a syntax error in line 1")
+
+
+def test_a_half_written_last_line_of_the_ledger_loses_nothing(lab: Path, call: Cli) -> None:
+    ledger = lab / ".autoresearch/ledger.jsonl"
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0))
+    ledger.write_bytes(ledger.read_bytes() + b'{"type": "propo')
+    assert call("status", "--lab", lab)[0] == 0
+    assert call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5))[0] == 0
+    campaign = Ledger(ledger).campaign()
+    assert campaign is not None
+    assert len(campaign.finished) == 3
+
+
+def test_a_spoilt_line_within_the_ledger(lab: Path, call: Cli) -> None:
+    ledger = lab / ".autoresearch/ledger.jsonl"
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0))
+    spoilt = ledger.read_bytes().replace(b'"type": "verdict"', b'"type: verdict', 1)
+    ledger.write_bytes(spoilt)
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "line", "cannot be read", "--tag NAME")
+    assert ledger.read_bytes() == spoilt
+
+
+def test_a_missing_interpreter(tmp_path: Path, call: Cli) -> None:
+    lab = toy_lab.make(tmp_path / "lab", program="---\npython: /no/such/python\nmin_free_gb: 0\n---\n")
+    for command in ("run", "train", "prepare"):
+        refused(call(command, "--lab", lab), "/no/such/python does not exist", "program.md")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", '"ten"'])
+def test_a_budget_of_nothing(tmp_path: Path, call: Cli, value: str) -> None:
+    lab = toy_lab.make(tmp_path / "lab", prepare=f"TIME_BUDGET = {value}\n")
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "TIME_BUDGET", "above 0")
+
+
+def test_a_budget_of_nothing_for_a_new_lab(tmp_path: Path, call: Cli) -> None:
+    refused(call("new", tmp_path / "lab", "--budget", 0), "--budget")
+    assert not (tmp_path / "lab").exists()
+
+
+def test_a_second_loop(lab: Path, call: Cli) -> None:
+    slow = toy_lab.train_with(3.0, "import time; time.sleep(30)")
+    (lab / "train.py").write_text(slow)
+    git.commit_all(lab, "slow")
+    command = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), "--researcher", script(lab, 2.0)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        refused(call("run", "--lab", lab), f"another loop (process {first.pid})", "Ctrl-C")
+        assert json.loads(call("status", "--lab", lab, "--json")[1])["running"] is True
+        first.terminate()
+        first.communicate()
+    assert first.returncode == 130
+
+
+def test_an_unknown_tag_command_option_or_trial(lab: Path, call: Cli) -> None:
+    refused(call("status", "--lab", lab), "no campaign yet", "autoresearch run")
+    refused(call("run", "--lab", lab, "--tag", "../x"), "cannot name a branch")
+    refused(call("runn"), "runn")
+    refused(call("run", "--frobnicate"), "--frobnicate")
+    refused(call("show", 7, "--lab", lab), "no trial 7")
+    refused(call("run", "--trials", 0), "--trials")
+
+
+def test_a_results_tsv_that_is_none(tmp_path: Path, call: Cli) -> None:
+    (tmp_path / "x.tsv").write_text("a\tb\n")
+    refused(call("report", tmp_path / "x.tsv"), "x.tsv", "line 1")
+    refused(call("chart", tmp_path / "none.tsv"), "none.tsv", "cannot be read")
+
+
+def test_a_preset_that_there_is_not_and_a_directory_in_use(tmp_path: Path, call: Cli) -> None:
+    refused(call("new", tmp_path / "lab", "--preset", "tpu"), "no preset 'tpu'", "h100")
+    create(tmp_path / "lab", presets()["cpu"])
+    refused(call("new", tmp_path / "lab", "--preset", "cpu"), "not empty")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_where_one_may_not_write(tmp_path: Path, call: Cli) -> None:
+    tmp_path.chmod(0o500)
+    refused(call("new", tmp_path / "lab", "--preset", "cpu"), "Permission denied", "where you may write")
+
+
+def test_a_bug_of_ours_is_exit_3_with_a_log_to_paste(call: Cli, monkeypatch: pytest.MonkeyPatch, lab: Path) -> None:
+    def broken(path: Path) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("autoresearch.workspace.Workspace.open", broken)
+    code, _, err = call("status", "--lab", lab)
+    assert code == 3
+    log = Path(err.split()[-1])
+    assert "RuntimeError: ours" in log.read_text()
+    os.unlink(log)
