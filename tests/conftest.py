@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_lab
 
+import toy_lab
 from autoresearch import config
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.grader import InProcessGrader

@@ -45,7 +45,9 @@ def test_the_clock_is_the_parents() -> None:
 
 
 def test_the_summary_block_is_read_and_noise_around_it_is_not() -> None:
-    text = "depth: 99\n---\nval_bpb:          1.250000\nmfu_percent:      n/a\npeak_vram_mb:     1024.0\nbye: no number\n"
+    text = (
+        "depth: 99\n---\nval_bpb:          1.250000\nmfu_percent:      n/a\npeak_vram_mb:     1024.0\nbye: no number\n"
+    )
     assert printed_summary(text) == {"val_bpb": 1.25, "peak_vram_mb": 1024.0}
     assert memory_gb(printed_summary(text)) == 1.0
     assert printed_summary("no block\n") == {}

@@ -79,7 +79,7 @@ def test_a_line_spoilt_within_the_ledger_is_named_and_nothing_is_changed(ledger:
     lines = ledger.path.read_bytes().split(b"\n")
     lines[2] = lines[2][:20]
     ledger.path.write_bytes(b"\n".join(lines))
-    with pytest.raises(UserError, match="line 3 of .* cannot be read"):
+    with pytest.raises(UserError, match=r"line 3 of .* cannot be read"):
         list(ledger.events())
     ledger.mend()
     assert ledger.path.read_bytes() == b"\n".join(lines)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import toy_lab
-from conftest import proposal, stages
 
+import toy_lab
 from autoresearch import git, loop
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.loop import run_campaign
@@ -26,6 +25,7 @@ from autoresearch.records import (
     Stopped,
     Trial,
 )
+from conftest import proposal, stages
 
 
 def after(trials: int) -> Callable[[int], str | None]:

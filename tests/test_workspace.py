@@ -38,7 +38,7 @@ def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
     workspace.advance("t", first, base)
     workspace.advance("t", first, base)
     git.set_ref(lab, "refs/heads/autoresearch/t", base)
-    with pytest.raises(UserError, match="was moved to .* by someone else"):
+    with pytest.raises(UserError, match=r"was moved to .* by someone else"):
         workspace.advance("t", second, first)
 
 
@@ -54,7 +54,11 @@ def test_hooks_and_identity_of_the_person_are_not_needed(lab: Path, monkeypatch:
 def test_a_second_holder_of_the_lock_is_refused_with_the_first_ones_process(lab: Path) -> None:
     workspace = Workspace.open(lab)
     assert not workspace.is_locked()
-    code = f"from autoresearch.workspace import Workspace; from pathlib import Path\nwith Workspace(Path({str(lab)!r})).lock(): print('in', flush=True); input()"
+    code = (
+        "import pathlib, autoresearch.workspace\n"
+        f"with autoresearch.workspace.Workspace(pathlib.Path({str(lab)!r})).lock():\n"
+        "    print('in', flush=True)\n    input()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "in\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autoresearch import git
 
-PREPARE = '''
+PREPARE = """
 import json, os, pathlib
 TIME_BUDGET = 2
 def tell(**event):
@@ -19,16 +19,16 @@ def evaluate(value):
     tell(event="score", split="val", val_bpb=value, nats=value, tokens=1, bytes=1)
 if __name__ == "__main__":
     print("the data is ready")
-'''
+"""
 
-TRAIN = '''
+TRAIN = """
 from prepare import evaluate
 X = 3.0
 evaluate(1 + (X - 1) ** 2)
 print("---")
 print("val_bpb:          1.0")
 print("peak_vram_mb:     512.0")
-'''
+"""
 
 PROGRAM = "---\nresearcher: scripted\nallowance_seconds: 20\nmin_free_gb: 0\n---\nLower it.\n"
 

@@ -1,0 +1,63 @@
+"""The documentation is true: the command reference is what --help says, the tree is what is there, no link is dead.
+
+`python tests/test_docs.py` writes docs/commands.md anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "commands.md"
+README = ROOT / "README.md"
+COMMANDS = ("new", "doctor", "prepare", "train", "run", "status", "log", "show", "report", "chart")
+
+
+def help_of(*words: str) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "autoresearch", *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    return text.replace("python -m autoresearch", "autoresearch")
+
+
+def reference() -> str:
+    pages = [(), *((command,) for command in COMMANDS)]
+    blocks = (f"## {' '.join(('autoresearch', *words))}\n\n```\n{help_of(*words)}\n```\n" for words in pages)
+    return "\n".join(
+        ["# Commands\n\nWritten from `--help` by `python tests/test_docs.py`; a test compares them.\n", *blocks]
+    )
+
+
+def test_the_command_reference_is_what_help_says() -> None:
+    assert reference() == REFERENCE.read_text()
+
+
+def test_every_command_is_in_the_reference() -> None:
+    listed = re.findall(r"^  ([a-z]+)\s", help_of().partition("Commands:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.md") if ".venv" not in path.parts)
+)
+def test_no_relative_link_is_dead(page: str) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def test_the_readmes_tree_names_every_file_of_the_package_and_no_other() -> None:
+    tree = README.read_text().partition("<!-- tree -->")[2].partition("\ntests/")[0]
+    named = set(re.findall(r"[\w]+\.(?:py|yaml|md)\b", tree)) - {"program.md"}
+    there = {path.name for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".yaml")} - {"__init__.py"}
+    assert named == there
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference())
