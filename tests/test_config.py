@@ -54,8 +54,13 @@ def test_a_broken_program_md_is_one_sentence(tmp_path: Path, text: str, message:
 
 
 def test_a_run_sees_no_key_of_the_persons(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in config.NETWORK_NAMES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("https_proxy", "http://me:password@proxy")
     seen = config.run_environment()
-    assert "OPENAI_API_KEY" not in seen
+    assert not {"OPENAI_API_KEY", "https_proxy"} & set(seen)
+    assert config.prepare_environment() == {**seen, "https_proxy": "http://me:password@proxy"}
     assert seen["OMP_NUM_THREADS"] == "2"

@@ -93,7 +93,7 @@ def prepare(lab: Lab = HERE) -> None:
 
     Example: autoresearch prepare --lab my-lab
     """
-    _run_by_hand(lab, "prepare.py")
+    _run_by_hand(lab, "prepare.py", config.prepare_environment())
 
 
 @app.command()
@@ -102,15 +102,13 @@ def train(lab: Lab = HERE) -> None:
 
     Example: autoresearch train --lab my-lab
     """
-    _run_by_hand(lab, ENTRY)
+    _run_by_hand(lab, ENTRY, config.run_environment())
 
 
-def _run_by_hand(lab: Path, file: str) -> None:
+def _run_by_hand(lab: Path, file: str, environment: dict[str, str]) -> None:
     workspace = Workspace.open(lab)
     settings, _ = config.load(workspace.program)
-    command = [str(compose.interpreter(settings)), file]
-    code = process.run_attached(command, workspace.root, config.run_environment())
-    if code:
+    if process.run_attached([str(compose.interpreter(settings)), file], workspace.root, environment):
         raise typer.Exit(1)
 
 

@@ -64,7 +64,7 @@ def prepare(files: Mapping[str, bytes], python: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as directory:
         (Path(directory) / "prepare.py").write_bytes(files["prepare.py"])
         command = [str(python), "prepare.py"]
-        if process.run_attached(command, Path(directory), config.run_environment()):
+        if process.run_attached(command, Path(directory), config.prepare_environment()):
             raise UserError("the data is not ready: do what prepare.py says above, then run this again")
 
 

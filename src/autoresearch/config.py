@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -29,19 +30,11 @@ ALLOWED_NAMES = {
     *("PYTHONHOME", "PYTHONPATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "AUTORESEARCH_CACHE", "CC", "CXX"),
 }
 ALLOWED_PREFIXES = (
-    "LC_",
-    "CUDA_",
-    "NVIDIA_",
-    "HIP_",
-    "ROCR_",
-    "HSA_",
-    "OMP_",
-    "MKL_",
-    "TORCH",
-    "TRITON_",
-    "PYTORCH_",
+    *("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "TORCH", "PYTORCH_", "TRITON_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_"),
 )
-
+# What prepare.py sees besides, to download; a proxy's address may hold a password.
+NETWORK_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 # How long GNU OpenMP's threads spin before they sleep. By default they spin so long that one other busy process costs
 # a run on two cores two thirds of its speed; with this a third to a half, and on a quiet machine next to nothing.
@@ -120,8 +113,13 @@ def _problem(key: str, kind: str, message: str) -> str:
 
 def run_environment() -> dict[str, str]:
     """The person's variables that a run may see: an allow-list, so that no key reaches a trial."""
-    return DEFAULTS | {
-        name: value
-        for name, value in os.environ.items()
-        if name.upper() in ALLOWED_NAMES or name.upper().startswith(ALLOWED_PREFIXES)
-    }
+    return DEFAULTS | _chosen(lambda name: name in ALLOWED_NAMES or name.startswith(ALLOWED_PREFIXES))
+
+
+def prepare_environment() -> dict[str, str]:
+    """The same for prepare.py, and what it needs to reach the network."""
+    return run_environment() | _chosen(lambda name: name in NETWORK_NAMES)
+
+
+def _chosen(wanted: Callable[[str], bool]) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if wanted(name.upper())}

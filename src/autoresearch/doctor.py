@@ -14,9 +14,9 @@ import psutil
 
 from autoresearch import git, hardware
 from autoresearch.errors import UserError
+from autoresearch.hardware import GIBIBYTE
 from autoresearch.workspace import Workspace
 
-GIBIBYTE = 2**30
 MIN_MEMORY_GB = 4
 MIN_DISK_GB = 5
 

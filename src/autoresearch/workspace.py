@@ -12,9 +12,9 @@ from filelock import FileLock, Timeout
 
 from autoresearch import atomic, git
 from autoresearch.errors import UserError
+from autoresearch.hardware import GIBIBYTE
 
 LAB_FILES = ("prepare.py", "train.py", "program.md")
-GIBIBYTE = 2**30
 
 
 class Workspace:
