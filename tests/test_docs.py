@@ -59,5 +59,11 @@ def test_the_readmes_tree_names_every_file_of_the_package_and_no_other() -> None
     assert named == there
 
 
+def test_ci_runs_the_readmes_test_command() -> None:
+    commands = [line for line in README.read_text().splitlines() if line.endswith(".venv/bin/pytest")]
+    assert len(commands) == 1
+    assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
 if __name__ == "__main__":
     REFERENCE.write_text(reference())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_a_worktree_that_a_kill_left_behind_is_replaced(lab: Path) -> None:
     (workspace.worktrees / "1" / "junk").write_text("half-written")
     commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
     assert "junk" not in workspace.files(commit)
+
+
+def test_a_worktree_whose_folder_is_gone_is_replaced_too(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    git.add_worktree(lab, workspace.worktrees / "1", base)
+    shutil.rmtree(workspace.worktrees / "1")
+    assert workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
 
 
 def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:

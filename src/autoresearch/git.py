@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -81,9 +82,10 @@ def add_worktree(root: Path, path: Path, commit: str) -> None:
 
 
 def remove_worktree(root: Path, path: Path) -> None:
-    """Remove a worktree, whatever is in it and whether or not git still knows of it."""
+    """Remove a worktree, whatever is in it and whether or not git knows of it; no other is touched."""
+    with contextlib.suppress(GitError):
+        _git(root, "worktree", "remove", "--force", "--force", str(path))
     shutil.rmtree(path, ignore_errors=True)
-    _git(root, "worktree", "prune")
 
 
 def commit_all(root: Path, message: str) -> str:
