@@ -45,7 +45,7 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "workspace": workspace,
         "ledger": Ledger(workspace.ledger),
         "researcher": ScriptedResearcher(lines),
-        "executor": LocalExecutor(workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}"),
+        "executor": LocalExecutor(workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:"),
         "grader": InProcessGrader(),
         "judge": GreedyJudge(),
         "editable": ("train.py",),

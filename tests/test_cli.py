@@ -84,6 +84,24 @@ def test_run_without_a_tag_goes_on_with_the_latest_campaign(lab: Path, call: Cli
     assert [len(campaign.finished) for campaign in campaigns] == [4]
 
 
+def test_a_begun_campaign_says_that_it_does_not_see_later_commits(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5), "--trials", 1)
+    (lab / "prepare.py").write_text(toy_lab.PREPARE.replace("TIME_BUDGET = 2", "TIME_BUDGET = 3"))
+    git.commit_all(lab, "a longer budget")
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5))
+    assert code == 0
+    assert "goes on with its own prepare.py" in out
+    assert "--tag NAME" in out
+
+
+def test_an_interpreter_may_be_named_from_the_labs_root_or_the_path(tmp_path: Path, call: Cli) -> None:
+    for name in ("bin/python", Path(sys.executable).name):
+        lab = toy_lab.make(tmp_path / name.replace("/", "-"), program=f"---\npython: {name}\nmin_free_gb: 0\n---\n")
+        (lab / "bin").mkdir()
+        (lab / "bin/python").symlink_to(sys.executable)
+        assert call("run", "--lab", lab, "--researcher", script(lab, 2.0))[0] == 0
+
+
 def test_after_a_crashed_baseline_run_begins_a_new_campaign(tmp_path: Path, call: Cli) -> None:
     lab = toy_lab.make(tmp_path / "lab", train="raise ValueError('broken')\n")
     refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "the baseline crashed", "show 0")

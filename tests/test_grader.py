@@ -18,7 +18,9 @@ def test_a_told_score_is_taken() -> None:
     assert grade(dict(TOLD)) == Score(1.25, 10.0, 4, 8)
 
 
-@pytest.mark.parametrize("change", [{"val_bpb": "low"}, {"val_bpb": None}, {"nats": []}, {"tokens": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"val_bpb": "low"}, {"val_bpb": None}, {"nats": []}, {"tokens": "x"}, {"tokens": float("nan")}]
+)
 def test_a_score_that_is_no_number_is_a_crash(change: dict[str, object]) -> None:
     assert isinstance(grade({**TOLD, **change}), Crash)
 
@@ -50,5 +52,5 @@ def test_the_summary_block_is_read_and_noise_around_it_is_not() -> None:
     )
     assert printed_summary(text) == {"val_bpb": 1.25, "peak_vram_mb": 1024.0}
     assert memory_gb(printed_summary(text)) == 1.0
-    assert printed_summary("no block\n") == {}
+    assert printed_summary("no block\ndepth: 4\n") == {}
     assert memory_gb({}) is None

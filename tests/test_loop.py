@@ -222,12 +222,21 @@ def test_a_run_has_all_that_the_record_promises(lab: Path) -> None:
     assert run.memory_gb == pytest.approx(0.5)
 
 
-def test_the_pause_after_refusals_grows_from_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
-    for refusals in (1, 3, 4, 5, 50):
-        loop.pause(refusals)
-    assert slept == [2.0, 4.0, loop.LONGEST_PAUSE_SECONDS]
+def test_the_pause_after_refusals_grows_from_nothing_and_ends_on_request() -> None:
+    def seconds(refusals: int, stop: Callable[[], bool]) -> float:
+        start = time.monotonic()
+        loop.pause(refusals, stop)
+        return time.monotonic() - start
+
+    assert seconds(loop.FREE_REFUSALS, lambda: False) < 0.1
+    assert seconds(loop.FREE_REFUSALS + 1, lambda: False) >= 2
+    assert seconds(50, lambda: True) < 0.1
+
+
+def test_a_run_that_deletes_its_own_directory_is_a_crash_and_no_end(lab: Path) -> None:
+    vandal = proposal(2.0, extra="import os, shutil; shutil.rmtree(os.environ['AUTORESEARCH_RUN_DIR'])")
+    run_campaign(stages(lab, [vandal, proposal(1.5)]), "t", never)
+    assert statuses(lab) == [Status.KEEP, Status.CRASH, Status.KEEP]
 
 
 def test_an_exhausted_researcher_ends_the_campaign(lab: Path) -> None:

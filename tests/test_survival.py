@@ -56,7 +56,7 @@ def leftovers(lab: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK, "").startswith(f"lab:{lab.resolve()}/"):
+            if process.environ().get(MARK, "").startswith(f"lab:{lab.resolve()}:/"):
                 found.append(process.pid)
         except psutil.Error:
             continue

@@ -43,12 +43,28 @@ def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
     base = workspace.base("t")
     first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
     second = workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
-    workspace.advance("t", base, base)
-    workspace.advance("t", first, base)
-    workspace.advance("t", first, base)
-    git.set_ref(lab, "refs/heads/autoresearch/t", base)
+    workspace.advance("t", base, [base])
+    workspace.advance("t", first, [base, first])
+    workspace.advance("t", first, [base, first])
+    stranger = workspace.commit("t", 3, base, {"train.py": "X = 3\n"}, "three")
+    git.set_ref(lab, "refs/heads/autoresearch/t", stranger)
     with pytest.raises(UserError, match=r"was moved to .* by someone else"):
-        workspace.advance("t", second, first)
+        workspace.advance("t", second, [base, first, second])
+
+
+def test_a_branch_that_somebody_looks_at_is_moved_later(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
+    second = workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+    workspace.advance("t", base, [base])
+    subprocess.run(["git", "switch", "--quiet", "autoresearch/t"], cwd=lab, check=True)
+    workspace.advance("t", first, [base, first])
+    assert git.changed_paths(lab) == ()
+    assert git.resolve(lab, "HEAD") == base
+    subprocess.run(["git", "switch", "--quiet", "main"], cwd=lab, check=True)
+    workspace.advance("t", second, [base, first, second])
+    assert git.resolve(lab, "autoresearch/t") == second
 
 
 def test_hooks_and_identity_of_the_person_are_not_needed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

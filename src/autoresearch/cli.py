@@ -29,6 +29,7 @@ REMEDIES = {
     errno.ENOSPC: "free some space, then run this again",
     errno.EDQUOT: "free some space, then run this again",
     errno.EACCES: "choose a place where you may write",
+    errno.ENOTDIR: "choose a place where you may write",
     errno.EROFS: "choose a place where you may write",
 }
 
@@ -108,7 +109,7 @@ def train(lab: Lab = HERE) -> None:
 def _run_by_hand(lab: Path, file: str, environment: dict[str, str]) -> None:
     workspace = Workspace.open(lab)
     settings, _ = config.load(workspace.program)
-    if process.run_attached([str(compose.interpreter(settings)), file], workspace.root, environment):
+    if process.run_attached([str(compose.interpreter(settings, workspace.root)), file], workspace.root, environment):
         raise typer.Exit(1)
 
 
@@ -139,8 +140,11 @@ def run(
         ledger = Ledger(workspace.ledger)
         ledger.mend()
         tag = _checked_tag(tag) if tag else compose.default_tag(ledger, workspace)
+        begun = ledger.campaign(tag)
+        if begun and (told := compose.notice(begun, workspace)):
+            print(told)
         with (
-            terminal.LiveView(console, ledger.campaign(tag)) as view,
+            terminal.LiveView(console, begun) as view,
             stopping.interrupts(console.print) as interrupted,
         ):
             stages = compose.compose(workspace, ledger, settings, tag, view.event, view.progress)
@@ -287,7 +291,7 @@ def _show_report(workspace: Workspace, campaign: Campaign | None, console: Conso
     if campaign is None or not campaign.finished:
         return
     rows = report.rows(campaign)
-    terminal.show_report(report.summarise(rows, report.run_seconds(campaign)), console)
+    terminal.show_report(report.summarise(rows, report.run_seconds(campaign)), console, campaign.started)
     _draw(rows, workspace.chart, campaign.tag)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from autoresearch import config, presets, process, registry
+from autoresearch import config, git, presets, process, registry
 from autoresearch.config import Config
 from autoresearch.errors import UserError
 from autoresearch.grader import InProcessGrader
 from autoresearch.ledger import Ledger
 from autoresearch.loop import Stages
-from autoresearch.records import Event, RunEvent
+from autoresearch.records import Campaign, Event, RunEvent
+from autoresearch.trial import ENTRY
 from autoresearch.workspace import Workspace
 
 
@@ -33,7 +35,7 @@ def compose(
     begun = ledger.campaign(tag)
     files = workspace.files(begun.started.base if begun else workspace.base(tag))
     budget = presets.budget(files["prepare.py"].decode())
-    python = interpreter(settings)
+    python = interpreter(settings, workspace.root)
     name, _, argument = settings.researcher.partition(":")
     make_researcher = registry.find("researcher", registry.RESEARCHERS, name)
     make_executor = registry.find("executor", registry.EXECUTORS, settings.executor)
@@ -41,7 +43,7 @@ def compose(
         workspace=workspace,
         ledger=ledger,
         researcher=make_researcher(argument) if argument else make_researcher(),
-        executor=make_executor(workspace.trials, python, config.run_environment(), f"lab:{workspace.root}"),
+        executor=make_executor(workspace.trials, python, config.run_environment(), f"lab:{workspace.root}:"),
         grader=InProcessGrader(),
         judge=registry.find("judge", registry.JUDGES, settings.judge)(),
         editable=settings.editable,
@@ -64,22 +66,37 @@ def prepare(files: Mapping[str, bytes], python: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as directory:
         (Path(directory) / "prepare.py").write_bytes(files["prepare.py"])
         command = [str(python), "prepare.py"]
-        if process.run_attached(command, Path(directory), config.prepare_environment()):
+        if process.run_attached(command, Path(directory), config.prepare_environment(), shielded=True):
             raise UserError("the data is not ready: do what prepare.py says above, then run this again")
 
 
-def interpreter(settings: Config) -> Path:
-    """The Python that runs the lab's files.
+def interpreter(settings: Config, root: Path) -> Path:
+    """The Python that runs the lab's files: a path, from the lab's root if it is relative, or a name on the PATH.
 
     Raises:
-        UserError: it does not exist.
+        UserError: it is not there or cannot be run.
     """
-    if not settings.interpreter.exists():
+    wanted = settings.interpreter
+    found = shutil.which(wanted) if len(wanted.parts) == 1 else shutil.which(root / wanted.expanduser())
+    if found is None:
         raise UserError(
-            f"the Python interpreter {settings.interpreter} does not exist: correct `python:` in program.md, "
+            f"the Python interpreter {wanted} does not exist or cannot be run: correct `python:` in program.md, "
             "or remove that line to use the one that runs autoresearch"
         )
-    return settings.interpreter
+    return Path(found)
+
+
+def notice(campaign: Campaign, workspace: Workspace) -> str | None:
+    """What to tell a person whose committed edits a begun campaign does not see; None where there are none."""
+    head = git.resolve(workspace.root, "HEAD")
+    old, new = workspace.files(campaign.started.base), workspace.files(head) if head else {}
+    changed = [name for name in ("prepare.py", ENTRY) if old.get(name) != new.get(name)]
+    if not changed:
+        return None
+    return (
+        f"campaign {campaign.tag} goes on with its own {' and '.join(changed)}, not with what you have committed "
+        "since: use `--tag NAME` to begin one that does"
+    )
 
 
 def default_tag(ledger: Ledger, workspace: Workspace) -> str:

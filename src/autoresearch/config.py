@@ -1,4 +1,4 @@
-"""Turns program.md's front matter into a frozen Config; the only reader of configuration and of the environment."""
+"""Turns program.md's front matter into a frozen Config; the only reader of configuration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from autoresearch.errors import UserError
 
 FENCE = "---"
+CACHE = "AUTORESEARCH_CACHE"
 # What a run may see of the person's environment: no key or token is among it.
 ALLOWED_NAMES = {
     *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
@@ -27,7 +28,7 @@ ALLOWED_NAMES = {
         "COMSPEC",
         "PATHEXT",
     ),
-    *("PYTHONHOME", "PYTHONPATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", "AUTORESEARCH_CACHE", "CC", "CXX"),
+    *("PYTHONHOME", "PYTHONPATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", CACHE, "CC", "CXX"),
 }
 ALLOWED_PREFIXES = (
     *("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "TORCH", "PYTORCH_", "TRITON_"),
@@ -122,4 +123,7 @@ def prepare_environment() -> dict[str, str]:
 
 
 def _chosen(wanted: Callable[[str], bool]) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if wanted(name.upper())}
+    chosen = {name: value for name, value in os.environ.items() if wanted(name.upper())}
+    if CACHE in chosen:  # a run has another working directory
+        chosen[CACHE] = os.path.abspath(chosen[CACHE])
+    return chosen

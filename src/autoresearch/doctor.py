@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 import psutil
 
-from autoresearch import git, hardware
+from autoresearch import config, git, hardware
 from autoresearch.errors import UserError
 from autoresearch.hardware import GIBIBYTE
 from autoresearch.workspace import Workspace
@@ -53,13 +53,18 @@ def _torch(directory: Path) -> Check:
 
 
 def _memory(directory: Path) -> Check:
-    free = psutil.virtual_memory().available / GIBIBYTE
+    import torch
+
+    free = {"of the machine": psutil.virtual_memory().available / GIBIBYTE}
+    if torch.cuda.is_available():
+        free["of the GPU"] = torch.cuda.mem_get_info()[0] / GIBIBYTE
+    found = ", ".join(f"{gigabytes:.1f} GiB free {where}" for where, gigabytes in free.items())
     remedy = "close other programs, or lower DEVICE_BATCH_SIZE in train.py"
-    return Check("memory", free >= MIN_MEMORY_GB, f"{free:.1f} GiB free", remedy)
+    return Check("memory", min(free.values()) >= MIN_MEMORY_GB, found, remedy)
 
 
 def _disk(directory: Path) -> Check:
-    cache = Path(platformdirs.user_cache_dir())
+    cache = Path(config.run_environment().get(config.CACHE) or platformdirs.user_cache_dir())
     places = {"here": directory, "cache": next(path for path in (cache, *cache.parents) if path.exists())}
     free = {name: shutil.disk_usage(path).free / GIBIBYTE for name, path in places.items()}
     found = ", ".join(f"{gigabytes:.1f} GiB free {name}" for name, gigabytes in free.items())

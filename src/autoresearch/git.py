@@ -22,12 +22,18 @@ class GitError(UserError):
 
 
 def _git(root: Path, *arguments: str) -> bytes:
+    """Run git out of the terminal's process group, so that Ctrl-C does not end it halfway."""
     if not shutil.which("git"):
         raise UserError("git is not installed or not on the PATH: install it (https://git-scm.com) and run this again")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", *QUIET, *arguments]
     done = subprocess.run(
-        command, cwd=root, env={**environment, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True
+        command,
+        cwd=root,
+        env={**environment, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        start_new_session=os.name == "posix",
     )
     if done.returncode:
         tail = done.stderr.decode(errors="replace").strip().replace("\n", "; ")[-500:]
@@ -47,8 +53,10 @@ def top_level(directory: Path) -> Path | None:
     """The root of the repository that holds the directory; None outside of any."""
     try:
         return Path(_line(directory, "rev-parse", "--show-toplevel"))
-    except GitError:
-        return None
+    except GitError as error:
+        if "not a git repository" in str(error):
+            return None
+        raise
 
 
 def version() -> str:
@@ -71,6 +79,11 @@ def resolve(root: Path, revision: str) -> str | None:
         return None
 
 
+def is_checked_out(root: Path, branch: str) -> bool:
+    """Whether a branch is checked out in the repository or in any worktree of it."""
+    return f"branch refs/heads/{branch}\n" in _git(root, "worktree", "list", "--porcelain").decode(errors="replace")
+
+
 def changed_paths(root: Path) -> tuple[str, ...]:
     """Tracked paths with uncommitted changes, and untracked ones that git does not ignore."""
     entries = _git(root, "status", "--porcelain=v1", "-z", "--no-renames").decode(errors="replace").split("\0")
@@ -78,7 +91,7 @@ def changed_paths(root: Path) -> tuple[str, ...]:
 
 
 def add_worktree(root: Path, path: Path, commit: str) -> None:
-    _git(root, "worktree", "add", "--quiet", "--force", "--detach", str(path), commit)
+    _git(root, "worktree", "add", "--quiet", "--force", "--force", "--detach", str(path), commit)
 
 
 def remove_worktree(root: Path, path: Path) -> None:

@@ -33,8 +33,8 @@ def _score(values: Mapping[str, Scalar]) -> Score | Crash:
     if len(numbers) != len(SCORE):
         return Crash(CrashKind.NO_SCORE, f"the reported score lacks one of {', '.join(SCORE)}")
     val_bpb, nats, tokens, total_bytes = numbers
-    if not math.isfinite(val_bpb):
-        return Crash(CrashKind.NOT_FINITE, f"val_bpb is {val_bpb}")
+    if not all(map(math.isfinite, numbers)):
+        return Crash(CrashKind.NOT_FINITE, f"val_bpb is {val_bpb} ({nats} nats, {tokens} tokens, {total_bytes} bytes)")
     return Score(val_bpb, nats, int(tokens), int(total_bytes))
 
 
@@ -50,7 +50,9 @@ def training_seconds(events: tuple[RunEvent, ...]) -> float | None:
 
 def printed_summary(log_tail: str) -> dict[str, float]:
     """The numbers of the block that `train.py` prints after a line `---`; those that are no numbers are left out."""
-    _, _, block = f"\n{log_tail}".rpartition("\n---\n")
+    _, found, block = f"\n{log_tail}".rpartition("\n---\n")
+    if not found:
+        return {}
     numbers = {}
     for line in block.splitlines():
         if match := SUMMARY_LINE.match(line):

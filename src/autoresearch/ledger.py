@@ -90,7 +90,7 @@ class Ledger:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"line {number} of {self.path} cannot be read ({error}): restore the file from a backup, "
-                "or move it away and start a new campaign with `autoresearch run --tag NAME`"
+                f"or move all of {self.path.parent} away and start a new campaign with `autoresearch run --tag NAME`"
             ) from error
 
     def campaigns(self) -> tuple[Campaign, ...]:

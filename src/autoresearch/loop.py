@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from autoresearch import atomic, grader, guard, report
 from autoresearch.errors import Exhausted, UserError
@@ -125,7 +126,7 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None])
             made += campaign.incumbent is not None
             refusals.clear()
         else:
-            pause(len(refusals))
+            pause(len(refusals), lambda: enough(made) is not None)  # noqa: B023
     return reason
 
 
@@ -292,7 +293,7 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
     """
     kept = decision.status is Status.KEEP
     if not kept:
-        for checkpoint in stages.workspace.trial_directory(trial.number).rglob(CHECKPOINT):
+        for checkpoint in stages.workspace.trial_directory(trial.number).rglob(f"{Path(CHECKPOINT).stem}.*"):
             checkpoint.unlink()
     standing = campaign.incumbent.proposed.commit if campaign.incumbent else campaign.started.base
     incumbent = trial.proposed.commit if kept else standing
@@ -307,13 +308,15 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
 
 def publish(stages: Stages, campaign: Campaign) -> None:
     """Bring the branch and results.tsv to where the ledger says they are; doing it again changes nothing."""
-    best = campaign.incumbent
-    new, old = (best.proposed.commit, best.proposed.parent) if best else (campaign.started.base,) * 2
-    stages.workspace.advance(campaign.tag, new, old)
+    base, best = campaign.started.base, campaign.incumbent
+    known = {base, *(trial.proposed.commit for trial in campaign.trials)}
+    stages.workspace.advance(campaign.tag, best.proposed.commit if best else base, known)
     atomic.write(stages.workspace.results, report.to_tsv(report.rows(campaign)).encode())
 
 
-def pause(refusals: int) -> None:
+def pause(refusals: int, stop: Callable[[], bool]) -> None:
     """Wait after a refused proposal: not at all after the first few, then longer and longer, up to a minute."""
-    if refusals > FREE_REFUSALS:
-        time.sleep(min(2.0 ** (refusals - FREE_REFUSALS), LONGEST_PAUSE_SECONDS))
+    seconds = min(2.0 ** (refusals - FREE_REFUSALS), LONGEST_PAUSE_SECONDS) if refusals > FREE_REFUSALS else 0.0
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop():
+        time.sleep(0.1)

@@ -13,7 +13,7 @@ from autoresearch import git
 from autoresearch.errors import UserError
 
 SHIPPED = Path(__file__).parent / "lab"
-IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n__pycache__/\n"
+IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is there already and not empty: choose another name for the lab")
+    git.version()  # complains now, not halfway, where there is no git
     budget = {} if budget_seconds is None else {"TIME_BUDGET": budget_seconds}
     files = {
         "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **budget}),

@@ -75,7 +75,7 @@ def _wait(child: subprocess.Popen[bytes], start: float, deadline: float, poll: C
 def end_marked(mark: str, group: int | None = None) -> int:
     """End every process that carries a mark (or one beginning with it and a slash), and the group of a child.
 
-    TERM first, KILL for what is left after five seconds. Returns how many processes there were.
+    TERM first, five seconds later KILL, again and again for what is forked meanwhile. Returns how many there were.
     """
     found = _marked(mark)
     if found or (group and psutil.pid_exists(group)):
@@ -84,12 +84,14 @@ def end_marked(mark: str, group: int | None = None) -> int:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
         psutil.wait_procs(found, timeout=GRACE_SECONDS)
-    for process in _marked(mark):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
     if os.name == "posix":
         _signal_group(group, signal.SIGKILL)
-    psutil.wait_procs(_marked(mark), timeout=GRACE_SECONDS)
+    until = time.monotonic() + GRACE_SECONDS
+    while (left := _marked(mark)) and time.monotonic() < until:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=0.2)
     return len(found)
 
 
@@ -113,6 +115,12 @@ def _carries(process: psutil.Process, mark: str) -> bool:
     return alive and (found == mark or found.startswith(mark + "/"))
 
 
-def run_attached(command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
-    """Run a command on the person's own terminal and return its exit code."""
-    return subprocess.run(command, cwd=directory, env=dict(environment)).returncode
+def run_attached(
+    command: Sequence[str], directory: Path, environment: Mapping[str, str], *, shielded: bool = False
+) -> int:
+    """Run a command on the person's own terminal and return its exit code.
+
+    A `shielded` one does not hear the terminal's Ctrl-C: it goes on until this program is made to stop at once.
+    """
+    own_session = shielded and os.name == "posix"
+    return subprocess.run(command, cwd=directory, env=dict(environment), start_new_session=own_session).returncode

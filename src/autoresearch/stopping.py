@@ -26,17 +26,20 @@ def enough(trials: int | None, hours: float | None, interrupted: Callable[[], bo
 
 @contextlib.contextmanager
 def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Yield whether Ctrl-C was pressed; a second one, or SIGTERM, raises KeyboardInterrupt."""
+    """Yield whether Ctrl-C was pressed; a second one, SIGTERM or a closed terminal raises KeyboardInterrupt."""
     pressed = False
 
     def interrupt(number: int, frame: object) -> None:
         nonlocal pressed
-        if pressed or number == signal.SIGTERM:
+        if pressed or number != signal.SIGINT:
             raise KeyboardInterrupt
         pressed = True
         say(NOTICE)
 
-    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        wanted.append(signal.SIGHUP)
+    old = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield lambda: pressed
     finally:

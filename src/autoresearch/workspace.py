@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -126,27 +126,28 @@ class Workspace:
 
     def check_checkout(self, tag: str) -> None:
         """Raise a UserError when the person has the campaign's own branch checked out, which the loop moves."""
-        if git.current_branch(self.root) == self.branch(tag):
+        if git.is_checked_out(self.root, self.branch(tag)):
             raise UserError(
                 f"{self.branch(tag)} is checked out in {self.root}, and the loop moves that branch: "
                 "run `git switch main` in it"
             )
 
-    def advance(self, tag: str, new: str, old: str) -> None:
-        """Move the campaign's branch from one commit to the next; nothing is done where it is there already.
+    def advance(self, tag: str, new: str, known: Collection[str]) -> None:
+        """Move the campaign's branch to a commit, from any of the campaign's own; not while somebody looks at it.
 
         Raises:
-            UserError: the branch is at neither of the two.
+            UserError: the branch is at none of the `known` commits.
         """
-        current = git.resolve(self.root, f"refs/heads/{self.branch(tag)}")
-        if current == new:
+        branch = self.branch(tag)
+        current = git.resolve(self.root, f"refs/heads/{branch}")
+        if current == new or git.is_checked_out(self.root, branch):
             return
-        if current not in (old, None):
+        if current is not None and current not in known:
             raise UserError(
-                f"the branch {self.branch(tag)} was moved to {current[:7]} by someone else: put it back with "
-                f"`git branch --force {self.branch(tag)} {old[:7]}`, or start afresh with `--tag NAME`"
+                f"the branch {branch} was moved to {current[:7]} by someone else: put it back with "
+                f"`git branch --force {branch} {new[:7]}`, or start afresh with `--tag NAME`"
             )
-        git.set_ref(self.root, f"refs/heads/{self.branch(tag)}", new)
+        git.set_ref(self.root, f"refs/heads/{branch}", new, current)
 
     # ------------------------------------------------------------ candidates
 

@@ -103,5 +103,9 @@ def _write(files: Mapping[str, bytes], directory: Path) -> None:
 
 
 def _tail(log: Path) -> str:
-    data = log.read_bytes()[-TAIL_BYTES:]
-    return data.decode(errors="replace")
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:  # the run deleted its own log
+        return ""

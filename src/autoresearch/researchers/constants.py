@@ -20,7 +20,9 @@ from autoresearch.researchers.rewriting import Source
 Value = bool | int | float | str
 
 # Names with one of these words steer no training: seeds, logging, guards, numerics, kernels, data sheets.
-LEFT_ALONE = frozenset({"SEED", "SEEDS", "LOG", "LOSS", "INTERVAL", "EPS", "EPSILON", "BLOCK", "PEAK", "FLOPS"})
+LEFT_ALONE = frozenset(
+    {"SEED", "SEEDS", "LOG", "LOSS", "INTERVAL", "EPS", "EPSILON", "BLOCK", "PEAK", "FLOPS", "POLAR"}
+)
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSL", "SSSSSL")  # of attention windows, from long to short
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # the round steps of a continuous constant
 SMALLEST_CHANGE = 0.05  # of a continuous constant; less would drown in noise

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresearch.doctor import Check
-from autoresearch.records import Campaign, RunEnded, Status, Trial
+from autoresearch.records import Campaign, CampaignStarted, RunEnded, Status, Trial
 from autoresearch.report import Report, Row, Step, one_line, plain, reason
 from autoresearch.views.lines import COLOURS, LABEL_WIDTH, label, say, set_up
 from autoresearch.views.live import LiveView
@@ -143,8 +143,10 @@ def _section(console: Console, title: str, body: ConsoleRenderable) -> None:
 # ---------------------------------------------------------------- the report
 
 
-def show_report(report: Report, console: Console) -> None:
-    """The campaign summed up: counts, baseline and best, the biggest keeps, near misses, crashes."""
+def show_report(report: Report, console: Console, started: CampaignStarted | None = None) -> None:
+    """The campaign summed up: its set-up if known, counts, baseline and best, biggest keeps, near misses, crashes."""
+    if started:
+        say(console, label("set-up", set_up(started)))
     say(console, *_counts(report))
     if report.crash_kinds:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.crash_kinds.items())
