@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import autoresearch
@@ -47,6 +48,11 @@ LAB = PACKAGE / "lab"
 def modules() -> dict[str, Path]:
     files = (path for path in PACKAGE.rglob("*.py") if LAB not in path.parents)
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in files}
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Every syntax node of the package, with the name of its module."""
+    return ((name, node) for name, path in modules().items() for node in ast.walk(ast.parse(path.read_text())))
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -137,8 +143,7 @@ def test_only_git_and_process_start_processes() -> None:
 def test_only_config_and_the_git_verbs_read_the_environment() -> None:
     users = {
         name
-        for name, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for name, node in nodes()
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and ast.unparse(node.value) == "os"
     }
     assert users == {"config", "git"}
@@ -147,8 +152,7 @@ def test_only_config_and_the_git_verbs_read_the_environment() -> None:
 def test_only_the_command_line_prints_and_exits() -> None:
     users = {
         name
-        for name, path in modules().items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for name, node in nodes()
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.exit", "exit", "quit")
     }
     assert users <= {"cli"}

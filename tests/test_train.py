@@ -455,21 +455,24 @@ def test_momentum_rises_and_weight_decay_falls() -> None:
 # ---- Training
 
 
+def step_once(model: Any, optimizers: Any, idx: torch.Tensor) -> float:
+    """Forward, backward and both optimizers; the loss before the step."""
+    loss = model(idx, idx.roll(-1, 1))
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return float(loss.item())
+
+
 def first_losses(*, warm: bool) -> list[float]:
     """Two steps on fixed tokens, with or without warming up before."""
     model = make_model()
     optimizers = train.make_optimizers(model, compiled=False)
     if warm:
         train.warm_up(model, optimizers, CPU)
-    losses, idx = [], random_tokens()
-    for _ in range(2):
-        loss = model(idx, idx.roll(-1, 1))
-        loss.backward()
-        losses.append(loss.item())
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-    return losses
+    idx = random_tokens()
+    return [step_once(model, optimizers, idx) for _ in range(2)]
 
 
 @pytest.fixture
@@ -581,10 +584,5 @@ def test_a_compiled_model_and_optimizer_do_what_the_plain_ones_do() -> None:
             model.compile(dynamic=False)
         for step in range(4):
             train.set_schedule(optimizers, step / 4, step)
-            loss = model(idx, idx.roll(-1, 1))
-            loss.backward()
-            losses.append(loss.item())
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
+            losses.append(step_once(model, optimizers, idx))
     assert losses[:4] == pytest.approx(losses[4:], rel=1e-3)

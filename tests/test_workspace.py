@@ -38,11 +38,16 @@ def test_a_worktree_whose_folder_is_gone_is_replaced_too(lab: Path) -> None:
     assert workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
 
 
-def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
-    workspace = Workspace.open(lab)
+def two_commits(workspace: Workspace) -> tuple[str, str, str]:
+    """The base and two commits, one on top of the other."""
     base = workspace.base("t")
     first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
-    second = workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+    return base, first, workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+
+
+def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base, first, second = two_commits(workspace)
     workspace.advance("t", base, [base])
     workspace.advance("t", first, [base, first])
     workspace.advance("t", first, [base, first])
@@ -54,9 +59,7 @@ def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
 
 def test_a_branch_that_somebody_looks_at_is_moved_later(lab: Path) -> None:
     workspace = Workspace.open(lab)
-    base = workspace.base("t")
-    first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
-    second = workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+    base, first, second = two_commits(workspace)
     workspace.advance("t", base, [base])
     subprocess.run(["git", "switch", "--quiet", "autoresearch/t"], cwd=lab, check=True)
     workspace.advance("t", first, [base, first])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoresearch import config, git, presets, process, registry
 from autoresearch.config import Config
-from autoresearch.errors import UserError
+from autoresearch.errors import NoInterpreterError, UserError
 from autoresearch.grader import InProcessGrader
 from autoresearch.ledger import Ledger
 from autoresearch.loop import Stages
@@ -74,15 +74,12 @@ def interpreter(settings: Config, root: Path) -> Path:
     """The Python that runs the lab's files: a path, from the lab's root if it is relative, or a name on the PATH.
 
     Raises:
-        UserError: it is not there or cannot be run.
+        NoInterpreterError: it is not there or cannot be run.
     """
     wanted = settings.interpreter
     found = shutil.which(wanted) if len(wanted.parts) == 1 else shutil.which(root / wanted.expanduser())
     if found is None:
-        raise UserError(
-            f"the Python interpreter {wanted} does not exist or cannot be run: correct `python:` in program.md, "
-            "or remove that line to use the one that runs autoresearch"
-        )
+        raise NoInterpreterError(wanted)
     return Path(found)
 
 

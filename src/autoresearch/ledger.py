@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -144,9 +145,12 @@ def _decode(record: dict[str, object]) -> Event:
     return typing.cast(Event, event)
 
 
+_hints = functools.cache(typing.get_type_hints)  # the ledger is read several times a trial, and hints are slow
+
+
 def _build(kind: type, value: object) -> object:
     """Rebuild a dataclass from what `asdict` and JSON made of it."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     fields = typing.cast(dict[str, object], value)
     return kind(**{name: _restore(hints[name], item) for name, item in fields.items()})
 

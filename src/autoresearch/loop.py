@@ -82,7 +82,10 @@ class Stages:
 
     def texts(self, commit: str) -> dict[str, str]:
         """The editable files of a commit."""
-        files = self.decoded(commit)
+        return self.editable_of(self.decoded(commit))
+
+    def editable_of(self, files: Mapping[str, str]) -> dict[str, str]:
+        """Of all files of a commit those that a trial may change."""
         missing = [path for path in self.editable if path not in files]
         if missing:
             names = ", ".join(missing)
@@ -184,15 +187,16 @@ def next_trial(stages: Stages, campaign: Campaign, refusals: list[str]) -> Trial
             return trial
     if campaign.incumbent is None:
         base = campaign.started.base
-        return enter(stages, campaign, Proposal("baseline", {}), base, base)
+        return enter(stages, campaign.tag, stages.ledger.next_trial(), Proposal("baseline", {}), base, base)
     return propose(stages, campaign, campaign.incumbent.proposed.commit, refusals)
 
 
 def propose(stages: Stages, campaign: Campaign, parent: str, refusals: list[str]) -> Trial | None:
     """Ask for a change and commit it; a refused one is recorded, its reason is added to `refusals`."""
-    texts = stages.texts(parent)
-    frozen = {path: text for path, text in stages.decoded(parent).items() if path not in stages.editable}
-    brief = Brief(stages.program(), texts, campaign, refusals[-1] if refusals else None, frozen)
+    files = stages.decoded(parent)
+    editable = stages.editable_of(files)
+    frozen = {path: text for path, text in files.items() if path not in editable}
+    brief = Brief(stages.program(), editable, campaign, refusals[-1] if refusals else None, frozen)
     answer = ask(stages, brief)
     if isinstance(answer, ProposalRefused):
         refusals.append(answer.reason)
@@ -200,7 +204,7 @@ def propose(stages: Stages, campaign: Campaign, parent: str, refusals: list[str]
         return None
     number = stages.ledger.next_trial()
     commit = stages.workspace.commit(campaign.tag, number, parent, answer.files, answer.idea)
-    return enter(stages, campaign, answer, parent, commit)
+    return enter(stages, campaign.tag, number, answer, parent, commit)
 
 
 def ask(stages: Stages, brief: Brief) -> Proposal | ProposalRefused:
@@ -217,16 +221,15 @@ def ask(stages: Stages, brief: Brief) -> Proposal | ProposalRefused:
     return ProposalRefused(tag, proposal.idea, problem) if problem else proposal
 
 
-def enter(stages: Stages, campaign: Campaign, proposal: Proposal, parent: str, commit: str) -> Trial:
+def enter(stages: Stages, tag: str, number: int, proposal: Proposal, parent: str, commit: str) -> Trial:
     """Record a committed proposal as a trial; from here on it is never lost."""
-    number = stages.ledger.next_trial()
     patch = stages.workspace.patch(parent, commit)
     directory = stages.workspace.trial_directory(number)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write(directory / "patch.diff", patch.encode())
     proposed = TrialProposed(
         trial=number,
-        tag=campaign.tag,
+        tag=tag,
         parent=parent,
         commit=commit,
         idea=" ".join(proposal.idea.split()),
@@ -255,19 +258,19 @@ def run_once(stages: Stages, trial: Trial) -> RunEnded:
     stages.record(RunStarted(trial.number, run, request.seed))
     result = stages.executor.run(request, lambda event: stages.progress(trial.number, event))
     outcome = stages.grader.grade(request, result)
-    ended = run_record(stages, trial.number, run, request, result, outcome)
+    ended = run_record(stages, trial, request, result, outcome)
     stages.record(ended)
     return ended
 
 
 def run_record(
-    stages: Stages, trial: int, run: int, request: RunRequest, result: RunResult, outcome: Score | Crash
+    stages: Stages, trial: Trial, request: RunRequest, result: RunResult, outcome: Score | Crash
 ) -> RunEnded:
     summary = grader.printed_summary(result.log_tail)
     first = grader.first_event(result.events, "first_batch")
     return RunEnded(
-        trial=trial,
-        run=run,
+        trial=trial.number,
+        run=len(trial.runs),
         seed=request.seed,
         commit=request.commit,
         score=outcome if isinstance(outcome, Score) else None,

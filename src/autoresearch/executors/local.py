@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoresearch import process
-from autoresearch.errors import UserError
+from autoresearch.errors import NoInterpreterError
 from autoresearch.interfaces import Progress
 from autoresearch.records import RunEvent, RunRequest, RunResult
 from autoresearch.trial import CURVE, ENTRY, LOG, RunWatch, run_environment
@@ -41,7 +41,7 @@ class LocalExecutor:
         """See `interfaces.Executor`.
 
         Raises:
-            UserError: the lab's Python interpreter is not there.
+            NoInterpreterError: the lab's Python is gone since the campaign was begun.
         """
         directory = self.runs / request.run_id
         shutil.rmtree(directory, ignore_errors=True)
@@ -59,10 +59,7 @@ class LocalExecutor:
                 poll=watch,
             )
         except FileNotFoundError as error:
-            raise UserError(
-                f"the Python interpreter {self.python} does not exist: correct `python:` in program.md, "
-                "or remove that line to use the one that runs autoresearch"
-            ) from error
+            raise NoInterpreterError(self.python) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return RunResult(
