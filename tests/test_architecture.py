@@ -36,7 +36,7 @@ LAYERS = (
 )
 # What the plug-ins may import of the package, besides their own siblings where that is said.
 ALLOWED = {
-    "researchers": {"records", "errors", "interfaces", "guard"},
+    "researchers": {"records", "errors", "interfaces", "guard", "prompt", "process"},
     "executors": {"records", "errors", "interfaces", "process", "trial"},
     "views": {"records", "errors", "report", "ledger", "atomic", "doctor"},
 }

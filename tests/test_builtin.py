@@ -9,6 +9,7 @@ import time
 import pytest
 
 from autoresearch.errors import Exhausted, UserError
+from autoresearch.interfaces import Kit
 from autoresearch.records import Brief, Status
 from autoresearch.researchers import constants
 from autoresearch.researchers.builtin import DECK_EVERY, DECK_FIRST, BuiltinResearcher, fit_batches
@@ -71,7 +72,7 @@ def test_a_campaign_goes_on_identically_after_a_restart(forty: Brief) -> None:
 
 
 def test_other_seeds_search_otherwise() -> None:
-    one, other = (driven(BuiltinResearcher(seed=seed), start(), bowl, 12) for seed in (0, 1))
+    one, other = (driven(BuiltinResearcher(kit=Kit(seed=seed)), start(), bowl, 12) for seed in (0, 1))
     assert fingerprints(one) != fingerprints(other)
 
 

@@ -15,5 +15,17 @@ class NoInterpreterError(UserError):
         )
 
 
+class NoProposal(Exception):
+    """A researcher came back without a proposal: the loop counts it, tells it, and asks again.
+
+    `tokens` and `usd` are what it spent all the same.
+    """
+
+    def __init__(self, reason: str, *, tokens: int | None = None, usd: float | None = None) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
+        self.usd = usd
+
+
 class Exhausted(Exception):
     """A researcher has nothing more to propose; the loop ends with that reason."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from autoresearch.records import (
@@ -20,15 +23,40 @@ from autoresearch.records import (
 Progress = Callable[[RunEvent], None]
 
 
+@dataclass(frozen=True)
+class Kit:
+    """What the program lends a researcher when it is made, besides each brief; a researcher is `make(argument, kit)`.
+
+    `environment` is the person's own, keys included: for the researcher alone, never for a run. `transcripts` has a
+    directory for each trial, `<number, four digits>`, and `scratch` is for what is thrown away. `namespace` marks the
+    processes that it starts. `papers` searches the literature. `redact` takes keys out of a text. The limits are for
+    one proposal; None is no limit.
+    """
+
+    seed: int = 0
+    deadline_seconds: float = 900.0
+    max_tokens: int | None = None
+    max_usd: float | None = None
+    model: str | None = None
+    base_url: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    transcripts: Path = Path(tempfile.gettempdir()) / "autoresearch-transcripts"
+    scratch: Path = Path(tempfile.gettempdir()) / "autoresearch-scratch"
+    namespace: str = "researcher:"
+    papers: Callable[[str], str] = lambda query: "no literature can be searched here"
+    redact: Callable[[str], str] = lambda text: text
+
+
 class Researcher(Protocol):
     """Proposes a change; keeps no state that it could not rebuild from the brief."""
 
     name: str
 
     def propose(self, brief: Brief) -> Proposal:
-        """Return the next change.
+        """Return the next change; it may be called from a thread, and is abandoned after the deadline.
 
         Raises:
+            NoProposal: none came of it this time, and why.
             Exhausted: there is nothing more to propose.
         """
         ...

@@ -18,6 +18,7 @@ from autoresearch.records import (
     Campaign,
     CampaignStarted,
     Event,
+    GuidanceGiven,
     ProposalRefused,
     RunEnded,
     RunStarted,
@@ -32,6 +33,7 @@ EVENTS: dict[str, type[Event]] = {
     "campaign": CampaignStarted,
     "proposed": TrialProposed,
     "refused": ProposalRefused,
+    "guidance": GuidanceGiven,
     "run_started": RunStarted,
     "run_ended": RunEnded,
     "verdict": Verdict,
@@ -112,12 +114,18 @@ def gather(events: Iterator[Event]) -> tuple[Campaign, ...]:
     """Fold events into campaigns; a run that was started and never ended leaves no mark on its trial."""
     started: dict[str, CampaignStarted] = {}
     trials: dict[int, Trial] = {}
+    refused: list[ProposalRefused] = []
+    guidance: dict[str, str] = {}
     for event in events:
         match event:
             case CampaignStarted():
                 started[event.tag] = event
             case TrialProposed():
                 trials[event.trial] = Trial(event)
+            case ProposalRefused():
+                refused.append(event)
+            case GuidanceGiven():
+                guidance[event.tag] = event.text
             case RunEnded():
                 trial = trials[event.trial]
                 trials[event.trial] = dataclasses.replace(trial, runs=(*trial.runs, event))
@@ -126,7 +134,10 @@ def gather(events: Iterator[Event]) -> tuple[Campaign, ...]:
             case _:
                 pass
     by_tag = {tag: tuple(t for t in trials.values() if t.proposed.tag == tag) for tag in started}
-    return tuple(Campaign(start, by_tag[tag]) for tag, start in started.items())
+    refused_by_tag = {tag: tuple(event for event in refused if event.tag == tag) for tag in started}
+    return tuple(
+        Campaign(start, by_tag[tag], refused_by_tag[tag], guidance.get(tag, "")) for tag, start in started.items()
+    )
 
 
 def _is_json(line: bytes) -> bool:

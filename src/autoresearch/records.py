@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -35,8 +35,9 @@ class CrashKind(str, Enum):
 class Proposal:
     """A change of the editable files, as whole new texts, and its one-line idea.
 
-    `note` is the researcher's own memory: the ledger keeps it and hands it back untouched.
-    `tokens` and `usd` are what the researcher spent on it; None where it spends nothing that is counted.
+    `why` and `expects` are the researcher's reason and what it thinks will come of it, for people and for its own
+    later self. `note` is its memory: the ledger keeps it and hands it back untouched. `tokens` and `usd` are what it
+    spent; None where nothing is counted. `repairs` is the crashed trial that this is a mended form of.
     """
 
     idea: str
@@ -44,6 +45,9 @@ class Proposal:
     note: Mapping[str, Scalar] = field(default_factory=dict)
     tokens: int | None = None
     usd: float | None = None
+    why: str = ""
+    expects: str = ""
+    repairs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,9 @@ class CampaignStarted:
 class TrialProposed:
     """A proposal passed the guard and was committed; trial numbers run on through all campaigns of a lab.
 
-    `fingerprint` identifies the editable files' syntax, so that nothing is tried twice.
+    `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` does the same with
+    all numbers left out. `repairs` is the crashed trial that it mends; a `stale` one was written for an earlier
+    incumbent and rebased. The rest is the proposal's own.
     """
 
     trial: int
@@ -141,6 +147,11 @@ class TrialProposed:
     note: Mapping[str, Scalar] = field(default_factory=dict)
     tokens: int | None = None
     usd: float | None = None
+    why: str = ""
+    expects: str = ""
+    repairs: int | None = None
+    stale: bool = False
+    skeleton: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,17 @@ class ProposalRefused:
     tag: str
     idea: str
     reason: str
+    researcher: str = ""
+    tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class GuidanceGiven:
+    """What the person has written for the researcher, as it stands from here on."""
+
+    tag: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -206,7 +228,9 @@ class Stopped:
     reason: str
 
 
-Event = CampaignStarted | TrialProposed | ProposalRefused | RunStarted | RunEnded | Verdict | Stopped
+Event = (
+    CampaignStarted | TrialProposed | ProposalRefused | GuidanceGiven | RunStarted | RunEnded | Verdict | Stopped
+)
 
 
 # ---------------------------------------------------------------- the ledger's events, gathered
@@ -243,10 +267,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Campaign:
-    """One unbroken search: its start and its trials, in order, the baseline first."""
+    """One unbroken search: its start and its trials, in order, the baseline first, and what was refused."""
 
     started: CampaignStarted
     trials: tuple[Trial, ...] = ()
+    refused: tuple[ProposalRefused, ...] = ()
+    guidance: str = ""
 
     @property
     def tag(self) -> str:
@@ -263,11 +289,61 @@ class Campaign:
         return kept[-1] if kept else None
 
 
+    @property
+    def tokens(self) -> int:
+        """What its researcher has spent so far, refused proposals included."""
+        return sum(spent.tokens or 0 for spent in self._spendings)
+
+    @property
+    def usd(self) -> float:
+        return sum(spent.usd or 0.0 for spent in self._spendings)
+
+    @property
+    def _spendings(self) -> tuple[TrialProposed | ProposalRefused, ...]:
+        return (*(trial.proposed for trial in self.trials), *self.refused)
+
+
+# ---------------------------------------------------------------- what a researcher is given
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Reads what past trials left behind, each by its number; empty where there is nothing.
+
+    `files`: the editable files that it ran with. `patch`: its diff. `log`: the end of its last run's log. `curve`: the
+    points of its last run's training curve (step, progress, loss, lr, tokens_per_second).
+    """
+
+    files: Callable[[int], Mapping[str, str]] = lambda trial: {}
+    patch: Callable[[int], str] = lambda trial: ""
+    log: Callable[[int], str] = lambda trial: ""
+    curve: Callable[[int], Sequence[Mapping[str, Scalar]]] = lambda trial: ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A crash that may be repaired: the trial, what went wrong, and the files that crashed.
+
+    `attempt` counts from 1 up to `attempts`, the repairs that the lab allows; `advice` is what to try first, or empty.
+    """
+
+    trial: int
+    idea: str
+    kind: CrashKind
+    detail: str
+    patch: str
+    files: Mapping[str, str]
+    attempt: int
+    attempts: int
+    advice: str = ""
+
+
 @dataclass(frozen=True)
 class Brief:
-    """All that a researcher is given: the person's prose, the incumbent's files, and the past.
+    """All that a researcher is given: the person's prose and guidance, the incumbent's files, and the past.
 
-    `files` are those that it may edit, `frozen` the rest; `refusal` says why its last proposal was not taken.
+    `files` are those that it may edit, `frozen` the rest; `refusal` says why its last proposal was not taken,
+    `failure` what crashed and may be mended. `trial` is the number that the proposal would get.
     """
 
     program: str
@@ -275,3 +351,7 @@ class Brief:
     campaign: Campaign
     refusal: str | None = None
     frozen: Mapping[str, str] = field(default_factory=dict)
+    guidance: str = ""
+    failure: Failure | None = None
+    trial: int = 0
+    archive: Archive = Archive()

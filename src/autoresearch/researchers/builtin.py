@@ -15,6 +15,7 @@ import optuna
 
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import fingerprint, syntax_problem
+from autoresearch.interfaces import Kit
 from autoresearch.records import Brief, Campaign, Proposal, Scalar, Status
 from autoresearch.researchers import constants
 from autoresearch.researchers.constants import CONTINUOUS, Constant
@@ -54,10 +55,10 @@ class BuiltinResearcher:
 
     name = "builtin"
 
-    def __init__(self, argument: str = "", *, seed: int = 0) -> None:
+    def __init__(self, argument: str = "", kit: Kit = Kit()) -> None:
         if argument:
             raise UserError(f"the researcher builtin takes nothing after a colon, not {argument!r}: name it alone")
-        self._seed = seed
+        self._seed = kit.seed
         self._refused: set[str] = set()
         self._last: tuple[int, str] | None = None  # number of trials at the time, and the proposal's fingerprint
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch.errors import Exhausted, UserError
+from autoresearch.interfaces import Kit
 from autoresearch.records import Brief, Proposal
 
 Line = Proposal | Mapping[str, Any] | Callable[[Brief], Proposal]
@@ -24,7 +25,7 @@ class ScriptedResearcher:
 
     name = "scripted"
 
-    def __init__(self, script: str | Path | Sequence[Line] = (), *, seed: int = 0) -> None:
+    def __init__(self, script: str | Path | Sequence[Line] = (), kit: Kit = Kit()) -> None:
         """Take the lines, or read them from a JSON file (a list) or a Python file (its `PROPOSALS`).
 
         Raises:
