@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import toy_lab
-from autoresearch import config
+from autoresearch import archive, config
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.grader import InProcessGrader
 from autoresearch.judge import GreedyJudge
 from autoresearch.ledger import Ledger
-from autoresearch.loop import Stages
 from autoresearch.records import Event, Proposal
 from autoresearch.researchers.scripted import ScriptedResearcher
+from autoresearch.stages import Policy, Stages
 from autoresearch.workspace import Workspace
 
 
@@ -41,10 +41,14 @@ def make_stages() -> Callable[..., Stages]:
 def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = None, **changes: Any) -> Stages:
     """Real stages for a toy lab with a scripted researcher; `events` collects what is announced."""
     workspace = Workspace.open(root)
+    ledger = Ledger(workspace.ledger)
     parts: dict[str, Any] = {
         "workspace": workspace,
-        "ledger": Ledger(workspace.ledger),
+        "ledger": ledger,
         "researcher": ScriptedResearcher(lines),
+        "fallback": None,
+        "policy": Policy(longest_pause_seconds=0.01),
+        "archive": archive.of_lab(workspace, ledger, ("train.py",)),
         "executor": LocalExecutor(workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:"),
         "grader": InProcessGrader(),
         "judge": GreedyJudge(),
@@ -53,6 +57,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "deadline_seconds": 20.0,
         "min_free_gb": 0.0,
         "program": lambda: "Lower it.",
+        "guidance": workspace.read_guidance,
+        "redact": config.redact,
         "prepare": lambda files: None,
         "announce": (events if events is not None else []).append,
         "progress": lambda trial, event: None,

@@ -150,7 +150,11 @@ def test_doctor_says_what_it_found(call: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["new", "doctor", "prepare", "train", "run", "status", "log", "show", "report", "chart"]
+    "command",
+    [
+        *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
+        *("status", "log", "show", "report", "chart"),
+    ],
 )
 def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None:
     code, out, _ = call(command, "--help")
@@ -158,11 +162,78 @@ def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None
     assert f"Example: autoresearch {command}" in out
 
 
+def test_try_answers_in_a_few_lines_or_in_json_alone(lab: Path) -> None:
+    def attempt(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "-m", "nearer", *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    (lab / "train.py").write_text(toy_lab.train_with(2.0))
+    done = attempt()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("trial 1: keep (val_bpb 2.000000, best 2.000000")
+    assert lines[-1].startswith("next")
+    assert len(lines) == 3
+    (lab / "train.py").write_text(toy_lab.train_with(9.0))
+    answer = json.loads(attempt("--json").stdout)
+    assert (answer["trial"], answer["status"]) == (2, "discard")
+    refused_ = attempt()
+    assert refused_.returncode == 1
+    assert refused_.stdout == ""
+    assert "tried before, as trial 2 (discard, val_bpb 65.000000)" in refused_.stderr
+
+
+def test_a_loop_goes_on_with_what_was_tried_by_hand(lab: Path, call: Cli) -> None:
+    (lab / "train.py").write_text(toy_lab.train_with(2.0))
+    assert call("try", "--lab", lab, "-m", "nearer")[0] == 0
+    git.commit_all(lab, "mine")
+    assert call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5), "--trials", 1)[0] == 0
+    campaign = Ledger(lab / ".autoresearch/ledger.jsonl").campaign()
+    assert campaign is not None
+    assert [trial.proposed.researcher for trial in campaign.trials] == ["try", "try", "scripted"]
+
+
+def test_guidance_is_added_and_shown(lab: Path, call: Cli) -> None:
+    assert call("guide", "fewer heads", "--lab", lab)[:2] == (0, "fewer heads\n")
+    assert call("guide", "longer warmdown", "--lab", lab)[1] == "fewer heads\n\nlonger warmdown\n"
+    assert (lab / ".autoresearch/guidance.md").read_text() == "fewer heads\n\nlonger warmdown\n"
+    refused(call("guide", " ", "--lab", lab), "guidance is empty")
+
+
+def test_a_researcher_of_ones_own_in_a_python_file(lab: Path, call: Cli) -> None:
+    mine = lab.parent / "mine.py"
+    mine.write_text(
+        "from autoresearch.records import Proposal\n"
+        "def propose(brief):\n"
+        "    text = brief.files['train.py'].replace('X = 3.0', 'X = 2.0')\n"
+        "    return Proposal('X to 2', {'train.py': text})\n"
+    )
+    code, out, _ = call("run", "--lab", lab, "--researcher", f"python:{mine}", "--trials", 1)
+    assert code == 0
+    assert "X to 2" in out
+    refused(call("run", "--lab", lab, "--researcher", "python:none.py"), "no file 'none.py'", "propose(brief)")
+    mine.write_text("propose = 3\n")
+    refused(call("run", "--lab", lab, "--researcher", f"python:{mine}"), "no function propose(brief)")
+    mine.write_text("propose = \n")
+    refused(call("run", "--lab", lab, "--researcher", f"python:{mine}"), "cannot be run", "SyntaxError")
+
+
 # ---------------------------------------------------------------- bad input
 
 
 def test_a_directory_that_is_no_lab(tmp_path: Path, call: Cli) -> None:
-    for command in (["run"], ["status"], ["log"], ["show", 1], ["report"], ["chart"], ["train"], ["prepare"]):
+    for command in (
+        ["run"],
+        ["status"],
+        ["log"],
+        ["show", 1],
+        ["report"],
+        ["chart"],
+        ["train"],
+        ["prepare"],
+        ["guide", "x"],
+        ["mcp"],
+    ):
         refused(call(*command, "--lab", tmp_path), "is not a lab", "autoresearch new DIR")
 
 

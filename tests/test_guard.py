@@ -8,7 +8,7 @@ from autoresearch.records import Proposal
 INCUMBENT = {"train.py": "X = 1\n"}
 
 
-def judge(files: dict[str, str], idea: str = "try", tried: dict[str, int] | None = None) -> str | None:
+def judge(files: dict[str, str], idea: str = "try", tried: dict[str, str] | None = None) -> str | None:
     return refusal(Proposal(idea, files), INCUMBENT, tried or {}, ["train.py"])
 
 
@@ -35,8 +35,8 @@ def test_a_change_of_comments_alone_is_refused() -> None:
 
 
 def test_what_was_tried_before_is_refused_with_its_number() -> None:
-    tried = {fingerprint({"train.py": "X = 2"}): 7}
-    assert "trial 7" in str(judge({"train.py": "X = 2  # again\n"}, tried=tried))
+    tried = {fingerprint({"train.py": "X = 2"}): "7 (discard, val_bpb 2.0)"}
+    assert "trial 7 (discard, val_bpb 2.0)" in str(judge({"train.py": "X = 2  # again\n"}, tried=tried))
 
 
 def test_a_proposal_without_an_idea_is_refused() -> None:

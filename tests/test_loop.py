@@ -25,6 +25,7 @@ from autoresearch.records import (
     Stopped,
     Trial,
 )
+from autoresearch.stages import Policy
 from conftest import proposal, stages
 
 
@@ -222,10 +223,12 @@ def test_a_run_has_all_that_the_record_promises(lab: Path) -> None:
     assert run.memory_gb == pytest.approx(0.5)
 
 
-def test_the_pause_after_refusals_grows_from_nothing_and_ends_on_request() -> None:
+def test_the_pause_after_refusals_grows_from_nothing_and_ends_on_request(lab: Path) -> None:
+    patient = stages(lab, policy=Policy())
+
     def seconds(refusals: int, stop: Callable[[], bool]) -> float:
         start = time.monotonic()
-        loop.pause(refusals, stop)
+        loop.pause(patient, refusals, stop)
         return time.monotonic() - start
 
     assert seconds(loop.FREE_REFUSALS, lambda: False) < 0.1

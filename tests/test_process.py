@@ -34,6 +34,22 @@ def test_the_output_and_the_exit_code_are_kept(tmp_path: Path) -> None:
     assert sorted((tmp_path / "run.log").read_text().split()) == ["err", "out"]
 
 
+def test_a_command_reads_the_file_that_is_its_stdin_and_else_nothing(tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_text("Lower it.")
+    for stdin, said in ((tmp_path / "prompt", "'Lower it.'"), (None, "''")):
+        process.run_group(
+            [sys.executable, "-c", "import sys; print(repr(sys.stdin.read()))"],
+            directory=tmp_path,
+            environment=dict(os.environ),
+            log=tmp_path / "run.log",
+            deadline_seconds=10,
+            mark="test/3",
+            poll=lambda elapsed: None,
+            stdin=stdin,
+        )
+        assert (tmp_path / "run.log").read_text().strip() == said
+
+
 def test_the_deadline_ends_a_run_that_ignores_sigterm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from autoresearch import config, git, presets, process, registry
+from autoresearch import archive, config, papers, presets, process, registry
 from autoresearch.config import Config
 from autoresearch.errors import NoInterpreterError, UserError
 from autoresearch.grader import InProcessGrader
+from autoresearch.interfaces import Kit, Researcher
 from autoresearch.ledger import Ledger
-from autoresearch.loop import Stages
 from autoresearch.records import Campaign, Event, RunEvent
+from autoresearch.stages import Policy, Stages
 from autoresearch.trial import ENTRY
 from autoresearch.workspace import Workspace
 
@@ -26,38 +29,110 @@ def compose(
     tag: str,
     announce: Callable[[Event], None],
     progress: Callable[[int, RunEvent], None],
+    *,
+    agent: Researcher | None = None,
 ) -> Stages:
     """Everything that the loop needs for a campaign, new or begun.
+
+    An `agent` that works in the checkout itself takes the researcher's place: then the editable files may differ from
+    the last commit, and standard output is left to the caller.
 
     Raises:
         UserError: a setting names nothing that there is, or the lab cannot be searched as it stands.
     """
     begun = ledger.campaign(tag)
-    files = workspace.files(begun.started.base if begun else workspace.base(tag))
+    files = workspace.files(begun.started.base if begun else workspace.base(tag, settings.editable if agent else ()))
     budget = presets.budget(files["prepare.py"].decode())
     python = interpreter(settings, workspace.root)
-    name, _, argument = settings.researcher.partition(":")
-    make_researcher = registry.find("researcher", registry.RESEARCHERS, name)
+    namespace = f"lab:{workspace.root}:"
+    tools = kit(workspace, settings, namespace)
     make_executor = registry.find("executor", registry.EXECUTORS, settings.executor)
+    chosen = agent or researcher(settings.researcher, tools)
     return Stages(
         workspace=workspace,
         ledger=ledger,
-        researcher=make_researcher(argument) if argument else make_researcher(),
-        executor=make_executor(workspace.trials, python, config.run_environment(), f"lab:{workspace.root}:"),
+        researcher=chosen,
+        fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),
+        executor=make_executor(workspace.trials, python, config.run_environment(), namespace),
         grader=InProcessGrader(),
         judge=registry.find("judge", registry.JUDGES, settings.judge)(),
+        policy=policy(settings),
+        archive=archive.of_lab(workspace, ledger, settings.editable),
         editable=settings.editable,
         budget_seconds=budget,
         deadline_seconds=budget + settings.allowance_seconds,
         min_free_gb=settings.min_free_gb,
-        program=lambda: config.load(workspace.program)[1],
-        prepare=lambda files: prepare(files, python),
+        program=latest_prose(workspace.program),
+        guidance=workspace.read_guidance,
+        redact=config.redact,
+        prepare=lambda files: prepare(files, python, quiet=agent is not None),
         announce=announce,
         progress=progress,
     )
 
 
-def prepare(files: Mapping[str, bytes], python: Path) -> None:
+def policy(settings: Config) -> Policy:
+    return Policy(
+        ahead=settings.ahead,
+        repairs=settings.repairs,
+        propose_seconds=settings.propose_seconds,
+        max_tokens=settings.max_tokens,
+        max_usd=settings.max_usd,
+    )
+
+
+def researcher(wanted: str, tools: Kit) -> Researcher:
+    """The researcher of a name, with the text after a colon for its argument.
+
+    Raises:
+        UserError: there is none of that name, or it cannot work here.
+    """
+    name, _, argument = wanted.partition(":")
+    made: Researcher = registry.find("researcher", registry.RESEARCHERS, name.strip())(argument.strip(), tools)
+    return made
+
+
+def kit(workspace: Workspace, settings: Config, namespace: str) -> Kit:
+    """What a researcher of this lab may use."""
+    return Kit(
+        deadline_seconds=settings.propose_seconds,
+        max_tokens=settings.max_tokens_per_trial,
+        max_usd=settings.max_usd_per_trial,
+        model=settings.model,
+        base_url=settings.base_url,
+        environment=config.person_environment(),
+        transcripts=workspace.trials,
+        scratch=workspace.worktrees,
+        namespace=namespace,
+        papers=lambda query: literature(workspace, settings, query),
+        redact=config.redact,
+    )
+
+
+def literature(workspace: Workspace, settings: Config, query: str) -> str:
+    """What arXiv and the person's own folders say to a query, as text for a researcher or a terminal.
+
+    Raises:
+        UserError: a folder of `papers` in program.md is not there.
+    """
+    folders = [workspace.root / folder.expanduser() for folder in settings.papers]
+    return papers.as_text(papers.search(query, folders=folders, cache=workspace.state / "papers"))
+
+
+def latest_prose(program: Path) -> Callable[[], str]:
+    """A function that reads program.md's prose; while the file is broken it gives what was there before."""
+    prose = config.load(program)[1]
+
+    def read() -> str:
+        nonlocal prose
+        with contextlib.suppress(UserError):
+            prose = config.load(program)[1]
+        return prose
+
+    return read
+
+
+def prepare(files: Mapping[str, bytes], python: Path, *, quiet: bool) -> None:
     """Run a commit's prepare.py on the person's terminal, in a directory of its own.
 
     Raises:
@@ -66,7 +141,8 @@ def prepare(files: Mapping[str, bytes], python: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as directory:
         (Path(directory) / "prepare.py").write_bytes(files["prepare.py"])
         command = [str(python), "prepare.py"]
-        if process.run_attached(command, Path(directory), config.prepare_environment(), shielded=True):
+        environment = config.prepare_environment()
+        if process.run_attached(command, Path(directory), environment, shielded=True, to_stderr=quiet):
             raise UserError("the data is not ready: do what prepare.py says above, then run this again")
 
 
@@ -85,7 +161,7 @@ def interpreter(settings: Config, root: Path) -> Path:
 
 def notice(campaign: Campaign, workspace: Workspace) -> str | None:
     """What to tell a person whose committed edits a begun campaign does not see; None where there are none."""
-    head = git.resolve(workspace.root, "HEAD")
+    head = workspace.head()
     old, new = workspace.files(campaign.started.base), workspace.files(head) if head else {}
     changed = [name for name in ("prepare.py", ENTRY) if old.get(name) != new.get(name)]
     if not changed:
@@ -94,6 +170,17 @@ def notice(campaign: Campaign, workspace: Workspace) -> str | None:
         f"campaign {campaign.tag} goes on with its own {' and '.join(changed)}, not with what you have committed "
         "since: use `--tag NAME` to begin one that does"
     )
+
+
+def checked_tag(tag: str) -> str:
+    """The tag, where it can name a branch.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", tag):
+        raise UserError(f"the tag {tag!r} cannot name a branch: use letters, digits, - and _")
+    return tag
 
 
 def default_tag(ledger: Ledger, workspace: Workspace) -> str:

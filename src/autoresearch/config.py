@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +39,10 @@ ALLOWED_PREFIXES = (
 # What prepare.py sees besides, to download; a proxy's address may hold a password.
 NETWORK_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 
+# Variables that hold what nobody else may read, by their names.
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH(?!OR)", re.IGNORECASE)
+SHORTEST_SECRET = 8  # characters; a shorter value would be found in innocent text
+
 # How long GNU OpenMP's threads spin before they sleep. By default they spin so long that one other busy process costs
 # a run on two cores two thirds of its speed; with this a third to a half, and on a quiet machine next to nothing.
 DEFAULTS = {"GOMP_SPINCOUNT": "3000"}
@@ -48,6 +54,17 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     researcher: str = "builtin"
+    model: str | None = None
+    base_url: str | None = None
+    fallback: Literal["builtin", "none"] = "builtin"
+    ahead: int = Field(default=0, ge=0, le=1)
+    repairs: int = Field(default=2, ge=0)
+    propose_seconds: float = Field(default=900, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    max_usd: float | None = Field(default=None, gt=0)
+    max_tokens_per_trial: int | None = Field(default=None, gt=0)
+    max_usd_per_trial: float | None = Field(default=None, gt=0)
+    papers: tuple[Path, ...] = ()
     executor: str = "local"
     judge: str = "greedy"
     editable: tuple[str, ...] = Field(default=("train.py",), min_length=1)
@@ -120,6 +137,20 @@ def run_environment() -> dict[str, str]:
 def prepare_environment() -> dict[str, str]:
     """The same for prepare.py, and what it needs to reach the network."""
     return run_environment() | _chosen(lambda name: name in NETWORK_NAMES)
+
+
+def person_environment() -> dict[str, str]:
+    """The person's whole environment, keys included: for a researcher's own process or client, never for a run."""
+    return dict(os.environ)
+
+
+def redact(text: str) -> str:
+    """The text without the values of the person's keys: each is replaced by its variable's name in brackets."""
+    secrets = {value: name for name, value in os.environ.items() if SECRET.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):
+        if len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, f"[{secrets[value]}]")
+    return text
 
 
 def _chosen(wanted: Callable[[str], bool]) -> dict[str, str]:

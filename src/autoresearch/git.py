@@ -123,3 +123,11 @@ def files(root: Path, commit: str) -> Mapping[str, bytes]:
 
 def diff(root: Path, old: str, new: str) -> str:
     return _git(root, "diff", "--no-ext-diff", "--no-color", old, new).decode(errors="replace")
+
+
+def merge_file(root: Path, ours: Path, base: Path, theirs: Path) -> str | None:
+    """The text of a three-way merge of files; None where changes collide."""
+    try:
+        return _git(root, "merge-file", "-p", "--quiet", str(ours), str(base), str(theirs)).decode(errors="replace")
+    except GitError:
+        return None

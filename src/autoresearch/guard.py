@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Collection, Mapping
+import operator
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 
 from autoresearch.records import Proposal
 
+NEAR = 0.05  # a constant that is moved by a smaller share than this moves val_bpb less than a seed does
+SMALL_COUNT = 64  # below it a whole number counts something (layers, heads), and one more is another program
+FOLDED = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+}
+
 
 def refusal(
-    proposal: Proposal, incumbent: Mapping[str, str], tried: Mapping[str, int], editable: Collection[str]
+    proposal: Proposal, incumbent: Mapping[str, str], tried: Mapping[str, str], editable: Collection[str]
 ) -> str | None:
     """Why a proposal is refused, in words for its researcher; None where it may run.
 
-    `incumbent` has the editable files that it starts from, `tried` the trial number of each fingerprint so far.
+    `incumbent` has the editable files that it starts from, `tried` each fingerprint so far with its trial's number
+    and what became of it.
     """
     if not " ".join(proposal.idea.split()):
         return "the proposal has no idea: say in one line what it changes"
     forbidden = sorted(set(proposal.files) - set(editable))
     if forbidden:
-        return f"{', '.join(forbidden)} may not be changed: a trial edits {', '.join(editable)} and nothing else"
+        names = ", ".join(ascii(path)[1:-1] for path in forbidden)
+        return f"{names} may not be changed: a trial edits {', '.join(editable)} and nothing else"
     files = {**incumbent, **proposal.files}
     for path, text in files.items():
         problem = syntax_problem(path, text)
@@ -28,29 +43,134 @@ def refusal(
             return problem
     mark = fingerprint(files)
     if mark == fingerprint(incumbent):
-        return "the proposal changes nothing but comments or layout"
+        return "the proposal changes nothing but comments, layout or annotations"
     if mark in tried:
         return f"the same program was tried before, as trial {tried[mark]}"
     return None
 
 
-def syntax_problem(path: str, text: str) -> str | None:
-    """What is wrong with a Python file's syntax, with its line; None where it parses or is no Python."""
-    if not path.endswith(".py"):
-        return None
-    try:
-        compile(text, path, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None)
-        return f"{path} has a syntax error{f' in line {line}' if line else ''}: {getattr(error, 'msg', error)}"
+def near_duplicate(files: Mapping[str, str], past: Iterable[tuple[str, Mapping[str, str]]]) -> str | None:
+    """Why files are as good as tried: a past program (its name, its files) differs in a few numbers, by less than NEAR.
+
+    Such a difference drowns in the noise of one run. None where there is no such program.
+    """
+    shape, values = skeleton(files)
+    for name, others in past:
+        other_shape, other_values = skeleton(others)
+        if shape != other_shape:
+            continue
+        pairs = [(old, new) for old, new in zip(other_values, values, strict=True) if old != new]
+        if pairs and all(is_near(old, new) for old, new in pairs):
+            moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs[:3])
+            return f"only {moves} tells it from trial {name}: less than one run can resolve, so move further"
     return None
 
 
+def is_near(old: float, new: float) -> bool:
+    """Whether two values of a constant differ by less than NEAR, measured from 1 where both are shares close to 1."""
+    if isinstance(old, int) and isinstance(new, int) and min(abs(old), abs(new)) < SMALL_COUNT:
+        return old == new
+    scales = [max(abs(old), abs(new))]
+    if 0.5 < old < 1 and 0.5 < new < 1:
+        scales.append(max(1 - old, 1 - new))
+    return all(abs(old - new) < NEAR * scale for scale in scales)
+
+
+def syntax_problem(path: str, text: str) -> str | None:
+    """What is wrong with a file: a character that cannot be written, or Python's syntax; None where it is well."""
+    try:
+        text.encode()
+        if path.endswith(".py"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compile(text, path, "exec", dont_inherit=True)
+                _normal(text)
+    except UnicodeEncodeError:
+        return f"{path} has a character that is no text (a lone surrogate)"
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        return f"{path} has a syntax error{f' in line {line}' if line else ''}: {getattr(error, 'msg', error)}"
+    except (RecursionError, MemoryError):
+        return f"{path} is nested too deeply to be read"
+    return None
+
+
+# ---------------------------------------------------------------- what a program is, whatever it looks like
+
+
 def fingerprint(files: Mapping[str, str]) -> str:
-    """A digest of the files' syntax: the same for texts that differ in comments and layout alone."""
+    """A digest of the files' syntax: the same where comments, layout, docstrings or annotations alone differ."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        text = files[path]
-        syntax = ast.dump(ast.parse(text)) if path.endswith(".py") else text
+        syntax = ast.dump(_normal(files[path])) if path.endswith(".py") else files[path]
         digest.update(f"{path}\0{syntax}\0".encode())
     return digest.hexdigest()
+
+
+def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
+    """A digest of the files' syntax without its numbers, and the numbers in their order."""
+    digest, numbers = hashlib.sha256(), _Numbers()
+    for path in sorted(files):
+        syntax = ast.dump(numbers.visit(_normal(files[path]))) if path.endswith(".py") else files[path]
+        digest.update(f"{path}\0{syntax}\0".encode())
+    return digest.hexdigest(), tuple(numbers.found)
+
+
+def _normal(text: str) -> ast.AST:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a proposal's odd escapes are its own affair
+        tree: ast.AST = _Normal().visit(ast.parse(text))
+        return tree
+
+
+class _Normal(ast.NodeTransformer):
+    """Drops docstrings and annotations, and computes arithmetic on literals."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        node = self.generic_visit(node)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            return ast.Assign([node.target], node.value)
+        elif isinstance(node, ast.UnaryOp | ast.BinOp):
+            return _folded(node)
+        return node
+
+
+class _Numbers(ast.NodeTransformer):
+    """Takes the numbers out of a tree and keeps them."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            self.found.append(node.value)
+            return ast.Constant(0)
+        return node
+
+
+def _folded(node: ast.UnaryOp | ast.BinOp) -> ast.expr:
+    if isinstance(node, ast.UnaryOp):
+        value = _number(node.operand)
+        return ast.Constant(-value) if isinstance(node.op, ast.USub) and value is not None else node
+    left, right, function = _number(node.left), _number(node.right), FOLDED.get(type(node.op))
+    if left is None or right is None or function is None:
+        return node
+    if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1024):
+        return node
+    try:
+        result = function(left, right)
+    except ArithmeticError:
+        return node
+    return ast.Constant(result) if isinstance(result, int | float) else node
+
+
+def _number(node: ast.expr) -> float | None:
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -105,6 +105,11 @@ class Ledger:
         found = [campaign for campaign in self.campaigns() if tag in (None, campaign.tag)]
         return found[-1] if found else None
 
+    def trial(self, number: int) -> Trial | None:
+        """The trial of that number, in whichever campaign; None where there is none."""
+        trials = (trial for campaign in self.campaigns() for trial in campaign.trials)
+        return next((trial for trial in trials if trial.number == number), None)
+
     def next_trial(self) -> int:
         """The number of the next trial: they run on through all campaigns."""
         return sum(len(campaign.trials) for campaign in self.campaigns())

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from autoresearch import atomic, grader, guard, report
 from autoresearch.errors import Exhausted, UserError
-from autoresearch.interfaces import Executor, Grader, Judge, Researcher
-from autoresearch.ledger import Ledger
+from autoresearch.proposing import Answer, Desk
 from autoresearch.records import (
-    Brief,
     Campaign,
     CampaignStarted,
     Crash,
     Decision,
-    Event,
     Proposal,
     ProposalRefused,
     RunEnded,
-    RunEvent,
     RunRequest,
     RunResult,
     RunStarted,
@@ -35,67 +29,11 @@ from autoresearch.records import (
     TrialProposed,
     Verdict,
 )
+from autoresearch.stages import Stages
 from autoresearch.trial import CHECKPOINT, ENTRY
-from autoresearch.workspace import Workspace
 
 FIRST_SEED = 42
 FREE_REFUSALS = 3
-LONGEST_PAUSE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Everything that a campaign is made of.
-
-    `program` reads the person's prose afresh for each proposal; `prepare` makes the data of a commit's files ready.
-    """
-
-    workspace: Workspace
-    ledger: Ledger
-    researcher: Researcher
-    executor: Executor
-    grader: Grader
-    judge: Judge
-    editable: tuple[str, ...]
-    budget_seconds: float
-    deadline_seconds: float
-    min_free_gb: float
-    program: Callable[[], str]
-    prepare: Callable[[Mapping[str, bytes]], None]
-    announce: Callable[[Event], None]
-    progress: Callable[[int, RunEvent], None]
-
-    def record(self, event: Event) -> None:
-        """Write an event to the ledger, then show it."""
-        self.ledger.append(event)
-        self.announce(event)
-
-    def campaign(self, tag: str) -> Campaign:
-        """The campaign as the ledger has it now."""
-        campaign = self.ledger.campaign(tag)
-        assert campaign is not None, f"campaign {tag} was begun"
-        return campaign
-
-    def decoded(self, commit: str) -> dict[str, str]:
-        """Every file of a commit, as text."""
-        return {path: data.decode(errors="replace") for path, data in self.workspace.files(commit).items()}
-
-    def texts(self, commit: str) -> dict[str, str]:
-        """The editable files of a commit."""
-        return self.editable_of(self.decoded(commit))
-
-    def editable_of(self, files: Mapping[str, str]) -> dict[str, str]:
-        """Of all files of a commit those that a trial may change."""
-        missing = [path for path in self.editable if path not in files]
-        if missing:
-            names = ", ".join(missing)
-            raise UserError(f"{names} of `editable` in program.md is not in the repository: commit it first")
-        return {path: files[path] for path in self.editable}
-
-    def frozen_sha256(self, files: Mapping[str, bytes]) -> dict[str, str]:
-        """A digest of each file that a trial may not change."""
-        frozen = sorted(set(files) - set(self.editable))
-        return {path: hashlib.sha256(files[path]).hexdigest() for path in frozen}
 
 
 # ---------------------------------------------------------------- the loop
@@ -103,33 +41,43 @@ class Stages:
 
 def run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None]) -> str:
     """Run trials on a campaign, new or begun, until `enough(trials made)` gives a reason; returns the reason."""
-    try:
+    with recorded_stop(stages, tag):
         reason = _run_campaign(stages, tag, enough)
-    except (KeyboardInterrupt, UserError) as stop:
-        with contextlib.suppress(OSError):
-            stages.record(Stopped(tag, str(stop) or "stopped by hand"))
-        raise
     stages.record(Stopped(tag, reason))
     return reason
 
 
+@contextlib.contextmanager
+def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
+    """Record why it stopped where that is by an error or by hand, and leave no process of this lab behind."""
+    try:
+        yield
+    except (KeyboardInterrupt, UserError) as stop:
+        with contextlib.suppress(OSError):
+            stages.record(Stopped(tag, str(stop) or "stopped by hand"))
+        raise
+    finally:
+        stages.executor.end_leftovers()
+
+
 def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None]) -> str:
     begin(stages, tag)
-    made = 0
-    refusals: list[str] = []
+    desk, refusals, made = Desk(stages), list[str](), 0
     while (reason := enough(made)) is None:
         stages.workspace.check_space(stages.min_free_gb)
         campaign = stages.campaign(tag)
         try:
-            trial = next_trial(stages, campaign, refusals)
+            trial = next_trial(stages, campaign, desk, refusals, lambda: enough(made) is not None)  # noqa: B023
         except Exhausted as end:
             return str(end) or "the researcher has nothing more to propose"
         if trial:
+            desk.ask_ahead(stages.campaign(tag), refusals)
             run_trial(stages, campaign, trial)
             made += campaign.incumbent is not None
-            refusals.clear()
+            # A fallback's trial does not bring its absent colleague back: one more failure is enough then.
+            del refusals[stages.policy.patience - 1 if trial.proposed.researcher != stages.researcher.name else 0 :]
         else:
-            pause(len(refusals), lambda: enough(made) is not None)  # noqa: B023
+            pause(stages, len(refusals), lambda: enough(made) is not None)  # noqa: B023
     return reason
 
 
@@ -144,16 +92,40 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
     settle(stages, campaign, trial, decision)
 
 
+def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | ProposalRefused | None]) -> Trial | None:
+    """Run one trial of what `write` makes on the incumbent, after the baseline and any trial that was cut short.
+
+    Returns None where `write` has nothing to try.
+
+    Raises:
+        UserError: the proposal is refused, and why.
+    """
+    with recorded_stop(stages, tag):
+        begin(stages, tag, dirty=stages.editable)
+        while trial := unfinished(stages, stages.campaign(tag)):
+            run_trial(stages, stages.campaign(tag), trial)
+        campaign = stages.campaign(tag)
+        answer = write(campaign)
+        if isinstance(answer, ProposalRefused):
+            stages.record(answer)
+            raise UserError(answer.reason)
+        if answer is None:
+            return None
+        trial = commit(stages, campaign, answer)
+        run_trial(stages, campaign, trial)
+        return stages.campaign(tag).trials[-1]
+
+
 # ---------------------------------------------------------------- its steps
 
 
-def begin(stages: Stages, tag: str) -> None:
-    """Start a campaign, or take one up where it was left, whatever ended it."""
+def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
+    """Start a campaign, or take one up where it was left, whatever ended it; files in `dirty` may be half edited."""
     stages.workspace.check_checkout(tag)
     stages.executor.end_leftovers()
     campaign = stages.ledger.campaign(tag)
     if campaign is None:
-        stages.record(new_campaign(stages, tag))
+        stages.record(new_campaign(stages, tag, dirty))
     elif campaign.finished and campaign.incumbent is None:
         raise UserError(
             f"the baseline of campaign {tag} crashed: mend train.py, commit it, and start anew with `--tag NAME`"
@@ -163,8 +135,8 @@ def begin(stages: Stages, tag: str) -> None:
     stages.prepare(stages.workspace.files(campaign.started.base))
 
 
-def new_campaign(stages: Stages, tag: str) -> CampaignStarted:
-    base = stages.workspace.base(tag)
+def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignStarted:
+    base = stages.workspace.base(tag, dirty)
     for path, text in stages.texts(base).items():
         if problem := guard.syntax_problem(path, text):
             raise UserError(f"{problem}: mend it and commit it, for the search starts from it")
@@ -180,65 +152,67 @@ def new_campaign(stages: Stages, tag: str) -> CampaignStarted:
     )
 
 
-def next_trial(stages: Stages, campaign: Campaign, refusals: list[str]) -> Trial | None:
-    """The trial that was cut short, else the baseline, else a new proposal; None where that was refused."""
-    for trial in campaign.trials:
-        if trial.verdict is None:
-            return trial
-    if campaign.incumbent is None:
-        base = campaign.started.base
-        return enter(stages, campaign.tag, stages.ledger.next_trial(), Proposal("baseline", {}), base, base)
-    return propose(stages, campaign, campaign.incumbent.proposed.commit, refusals)
-
-
-def propose(stages: Stages, campaign: Campaign, parent: str, refusals: list[str]) -> Trial | None:
-    """Ask for a change and commit it; a refused one is recorded, its reason is added to `refusals`."""
-    files = stages.decoded(parent)
-    editable = stages.editable_of(files)
-    frozen = {path: text for path, text in files.items() if path not in editable}
-    brief = Brief(stages.program(), editable, campaign, refusals[-1] if refusals else None, frozen)
-    answer = ask(stages, brief)
+def next_trial(
+    stages: Stages, campaign: Campaign, desk: Desk, refusals: list[str], stop: Callable[[], bool]
+) -> Trial | None:
+    """The trial that was cut short, else the baseline, else a new proposal; None where there is none this time."""
+    if trial := unfinished(stages, campaign):
+        return trial
+    if reason := stages.policy.overspent(campaign):
+        raise Exhausted(reason)
+    answer = desk.propose(campaign, refusals, stop)
     if isinstance(answer, ProposalRefused):
         refusals.append(answer.reason)
         stages.record(answer)
         return None
-    number = stages.ledger.next_trial()
-    commit = stages.workspace.commit(campaign.tag, number, parent, answer.files, answer.idea)
-    return enter(stages, campaign.tag, number, answer, parent, commit)
+    return commit(stages, campaign, answer) if answer else None
 
 
-def ask(stages: Stages, brief: Brief) -> Proposal | ProposalRefused:
-    """The researcher's proposal, if the guard lets it pass; a researcher that fails does not end the loop."""
-    tag, trials = brief.campaign.tag, brief.campaign.trials
-    try:
-        proposal = stages.researcher.propose(brief)
-    except (Exhausted, UserError):
-        raise
-    except Exception as error:
-        return ProposalRefused(tag, "", f"the researcher failed: {type(error).__name__}: {error}")
-    tried = {trial.proposed.fingerprint: trial.number for trial in trials}
-    problem = guard.refusal(proposal, brief.files, tried, stages.editable)
-    return ProposalRefused(tag, proposal.idea, problem) if problem else proposal
+def unfinished(stages: Stages, campaign: Campaign) -> Trial | None:
+    """What is to run before anything is proposed: a trial without a verdict, or the baseline."""
+    for trial in campaign.trials:
+        if trial.verdict is None:
+            return trial
+    if campaign.incumbent is None:
+        baseline = Answer(Proposal("baseline", {}), stages.researcher.name)
+        return enter(stages, campaign.tag, stages.ledger.next_trial(), baseline, campaign.started.base)
+    return None
 
 
-def enter(stages: Stages, tag: str, number: int, proposal: Proposal, parent: str, commit: str) -> Trial:
-    """Record a committed proposal as a trial; from here on it is never lost."""
+def commit(stages: Stages, campaign: Campaign, answer: Answer) -> Trial:
+    """Commit a proposal on the incumbent and make it a trial."""
+    assert campaign.incumbent is not None
+    number, parent = stages.ledger.next_trial(), campaign.incumbent.proposed.commit
+    proposal = answer.proposal
+    made = stages.workspace.commit(campaign.tag, number, parent, proposal.files, proposal.idea)
+    return enter(stages, campaign.tag, number, answer, parent, made)
+
+
+def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, commit: str | None = None) -> Trial:
+    """Record a committed proposal as a trial; from here on it is never lost. The baseline is its own parent."""
+    commit, proposal = commit or parent, answer.proposal
     patch = stages.workspace.patch(parent, commit)
     directory = stages.workspace.trial_directory(number)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write(directory / "patch.diff", patch.encode())
+    texts = stages.texts(commit)
     proposed = TrialProposed(
         trial=number,
         tag=tag,
         parent=parent,
         commit=commit,
-        idea=" ".join(proposal.idea.split()),
-        researcher=stages.researcher.name,
-        fingerprint=guard.fingerprint(stages.texts(commit)),
+        idea=proposal.idea,
+        researcher=answer.researcher,
+        fingerprint=guard.fingerprint(texts),
         lines_changed=sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in patch.splitlines() if line),
         note=proposal.note,
         tokens=proposal.tokens,
         usd=proposal.usd,
+        why=proposal.why,
+        expects=proposal.expects,
+        repairs=proposal.repairs,
+        stale=answer.stale,
+        skeleton=guard.skeleton(texts)[0],
     )
     stages.record(proposed)
     return Trial(proposed)
@@ -317,9 +291,9 @@ def publish(stages: Stages, campaign: Campaign) -> None:
     atomic.write(stages.workspace.results, report.to_tsv(report.rows(campaign)).encode())
 
 
-def pause(refusals: int, stop: Callable[[], bool]) -> None:
-    """Wait after a refused proposal: not at all after the first few, then longer and longer, up to a minute."""
-    seconds = min(2.0 ** (refusals - FREE_REFUSALS), LONGEST_PAUSE_SECONDS) if refusals > FREE_REFUSALS else 0.0
-    until = time.monotonic() + seconds
+def pause(stages: Stages, refusals: int, stop: Callable[[], bool]) -> None:
+    """Wait after a refused proposal: not at all after the first few, then longer and longer, up to a limit."""
+    seconds = 2.0 ** min(refusals - FREE_REFUSALS, 16) if refusals > FREE_REFUSALS else 0.0
+    until = time.monotonic() + min(seconds, stages.policy.longest_pause_seconds)
     while time.monotonic() < until and not stop():
         time.sleep(0.1)

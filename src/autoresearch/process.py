@@ -16,6 +16,7 @@ import psutil
 MARK = "AUTORESEARCH_RUN"
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
+STANDARD_ERROR = 2  # the file that a child inherits under this number, whatever Python's own stderr is
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ def run_group(
     deadline_seconds: float,
     mark: str,
     poll: Callable[[float], None],
+    stdin: Path | None = None,
 ) -> Ended:
-    """Run a command with its output in a log file, until it ends or its deadline does.
+    """Run a command with its output in a log file, until it ends or its deadline does; it reads the file `stdin`.
 
     `poll` is called about twenty times a second with the seconds since the start. Every process that the command
     leaves is ended, those too that left its group: they carry `mark` in their environment.
@@ -45,12 +47,12 @@ def run_group(
         FileNotFoundError: there is no such program.
     """
     start = time.monotonic()
-    with log.open("wb") as output:
+    with log.open("wb") as output, (stdin or Path(os.devnull)).open("rb") as source:
         child = subprocess.Popen(
             command,
             cwd=directory,
             env={**environment, MARK: mark},
-            stdin=subprocess.DEVNULL,
+            stdin=source,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=os.name == "posix",
@@ -116,11 +118,24 @@ def _carries(process: psutil.Process, mark: str) -> bool:
 
 
 def run_attached(
-    command: Sequence[str], directory: Path, environment: Mapping[str, str], *, shielded: bool = False
+    command: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    shielded: bool = False,
+    to_stderr: bool = False,
 ) -> int:
     """Run a command on the person's own terminal and return its exit code.
 
     A `shielded` one does not hear the terminal's Ctrl-C: it goes on until this program is made to stop at once.
+    With `to_stderr` it leaves standard input and output alone, for a program that speaks to another by them.
     """
-    own_session = shielded and os.name == "posix"
-    return subprocess.run(command, cwd=directory, env=dict(environment), start_new_session=own_session).returncode
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL if to_stderr else None,
+        stdout=STANDARD_ERROR if to_stderr else None,
+        start_new_session=shielded and os.name == "posix",
+    )
+    return done.returncode

@@ -29,15 +29,13 @@ class CrashKind(str, Enum):
 
 
 # ---------------------------------------------------------------- what passes between stages
-
-
 @dataclass(frozen=True)
 class Proposal:
     """A change of the editable files, as whole new texts, and its one-line idea.
 
-    `why` and `expects` are the researcher's reason and what it thinks will come of it, for people and for its own
-    later self. `note` is its memory: the ledger keeps it and hands it back untouched. `tokens` and `usd` are what it
-    spent; None where nothing is counted. `repairs` is the crashed trial that this is a mended form of.
+    `why` is the researcher's reason, `expects` what it thinks will come of it. `note` is its memory: the ledger keeps
+    it and hands it back untouched. `tokens` and `usd` are what it spent; None where nothing is counted. `repairs` is
+    the crashed trial that this is a mended form of.
     """
 
     idea: str
@@ -131,9 +129,8 @@ class CampaignStarted:
 class TrialProposed:
     """A proposal passed the guard and was committed; trial numbers run on through all campaigns of a lab.
 
-    `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` does the same with
-    all numbers left out. `repairs` is the crashed trial that it mends; a `stale` one was written for an earlier
-    incumbent and rebased. The rest is the proposal's own.
+    `fingerprint` identifies the editable files' syntax, so that nothing is tried twice, `skeleton` the same without
+    its numbers. A `stale` one was written for an earlier incumbent and rebased. The rest is the proposal's own.
     """
 
     trial: int
@@ -228,9 +225,7 @@ class Stopped:
     reason: str
 
 
-Event = (
-    CampaignStarted | TrialProposed | ProposalRefused | GuidanceGiven | RunStarted | RunEnded | Verdict | Stopped
-)
+Event = CampaignStarted | TrialProposed | ProposalRefused | GuidanceGiven | RunStarted | RunEnded | Verdict | Stopped
 
 
 # ---------------------------------------------------------------- the ledger's events, gathered
@@ -288,19 +283,18 @@ class Campaign:
         kept = [t for t in self.trials if t.verdict and t.verdict.status is Status.KEEP]
         return kept[-1] if kept else None
 
+    @property
+    def spendings(self) -> tuple[TrialProposed | ProposalRefused, ...]:
+        """All that its researcher may have spent tokens or money on, refused proposals included."""
+        return (*(trial.proposed for trial in self.trials), *self.refused)
 
     @property
     def tokens(self) -> int:
-        """What its researcher has spent so far, refused proposals included."""
-        return sum(spent.tokens or 0 for spent in self._spendings)
+        return sum(spent.tokens or 0 for spent in self.spendings)
 
     @property
     def usd(self) -> float:
-        return sum(spent.usd or 0.0 for spent in self._spendings)
-
-    @property
-    def _spendings(self) -> tuple[TrialProposed | ProposalRefused, ...]:
-        return (*(trial.proposed for trial in self.trials), *self.refused)
+        return sum(spent.usd or 0.0 for spent in self.spendings)
 
 
 # ---------------------------------------------------------------- what a researcher is given
@@ -310,8 +304,8 @@ class Campaign:
 class Archive:
     """Reads what past trials left behind, each by its number; empty where there is nothing.
 
-    `files`: the editable files that it ran with. `patch`: its diff. `log`: the end of its last run's log. `curve`: the
-    points of its last run's training curve (step, progress, loss, lr, tokens_per_second).
+    `files` are the editable files that it ran with, `patch` its diff, `log` the end of its last run's log, `curve` the
+    points of that run's training curve (step, progress, loss, lr, tokens_per_second).
     """
 
     files: Callable[[int], Mapping[str, str]] = lambda trial: {}
@@ -324,7 +318,7 @@ class Archive:
 class Failure:
     """A crash that may be repaired: the trial, what went wrong, and the files that crashed.
 
-    `attempt` counts from 1 up to `attempts`, the repairs that the lab allows; `advice` is what to try first, or empty.
+    `attempt` counts from 1 up to `attempts`, the repairs that the lab allows; `advice` is what to try first.
     """
 
     trial: int
@@ -340,10 +334,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Brief:
-    """All that a researcher is given: the person's prose and guidance, the incumbent's files, and the past.
+    """All that a researcher is given. `files` are those of the incumbent that it may edit, `frozen` the rest.
 
-    `files` are those that it may edit, `frozen` the rest; `refusal` says why its last proposal was not taken,
-    `failure` what crashed and may be mended. `trial` is the number that the proposal would get.
+    `refusal`: why its last proposal was not taken; `failure`: a crash to mend; `trial`: the number it would get.
     """
 
     program: str

@@ -11,6 +11,15 @@ from autoresearch.errors import UserError
 
 RESEARCHERS = {
     "builtin": "autoresearch.researchers.builtin:BuiltinResearcher",
+    "llm": "autoresearch.researchers.llm:LlmResearcher",
+    "llm+knobs": "autoresearch.researchers.hybrid:HybridResearcher",
+    "command": "autoresearch.researchers.command:CommandResearcher",
+    "claude": "autoresearch.researchers.command:ClaudeResearcher",
+    "codex": "autoresearch.researchers.command:CodexResearcher",
+    "gemini": "autoresearch.researchers.command:GeminiResearcher",
+    "opencode": "autoresearch.researchers.command:OpencodeResearcher",
+    "aider": "autoresearch.researchers.command:AiderResearcher",
+    "python": "autoresearch.researchers.python:PythonResearcher",
     "scripted": "autoresearch.researchers.scripted:ScriptedResearcher",
 }
 EXECUTORS = {"local": "autoresearch.executors.local:LocalExecutor"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Workspace:
         self.program = root / "program.md"
         self.results = root / "results.tsv"
         self.chart = root / "progress.png"
+        self.guidance = self.state / "guidance.md"
         self.ledger = self.state / "ledger.jsonl"
         self.trials = self.state / "trials"
         self.worktrees = self.state / "worktrees"
@@ -97,8 +99,8 @@ class Workspace:
     def branch(tag: str) -> str:
         return f"autoresearch/{tag}"
 
-    def base(self, tag: str) -> str:
-        """The commit that a new campaign would start from: the checkout's HEAD.
+    def base(self, tag: str, dirty: Collection[str] = ()) -> str:
+        """The commit that a new campaign would start from: the checkout's HEAD, whatever the files in `dirty` are now.
 
         Raises:
             UserError: HEAD is detached or has no commit, lab files have uncommitted edits, or the branch exists.
@@ -106,13 +108,13 @@ class Workspace:
         branch = git.current_branch(self.root)
         if branch is None:
             raise UserError(f"the checkout of {self.root} is detached from any branch: run `git switch main` in it")
-        commit = git.resolve(self.root, "HEAD")
+        commit = self.head()
         if commit is None:
             raise UserError(f"{self.root} has no commit yet: run `git add . && git commit -m lab` in it")
-        dirty = sorted(set(git.changed_paths(self.root)) & set(LAB_FILES))
-        if dirty:
+        edited = sorted((set(self.changed_paths()) & set(LAB_FILES)) - set(dirty))
+        if edited:
             raise UserError(
-                f"{', '.join(dirty)} in {self.root} differ from the last commit, which a new campaign starts from: "
+                f"{', '.join(edited)} in {self.root} differ from the last commit, which a new campaign starts from: "
                 "commit them with `git commit -a`, or put them aside with `git stash`"
             )
         if self.has_branch(tag):
@@ -120,6 +122,14 @@ class Workspace:
                 f"the branch {self.branch(tag)} exists but is not in the ledger: choose another name with `--tag NAME`"
             )
         return commit
+
+    def head(self) -> str | None:
+        """The checkout's own commit; None where it has none yet."""
+        return git.resolve(self.root, "HEAD")
+
+    def changed_paths(self) -> tuple[str, ...]:
+        """What differs in the checkout from its commit."""
+        return git.changed_paths(self.root)
 
     def has_branch(self, tag: str) -> bool:
         return git.resolve(self.root, f"refs/heads/{self.branch(tag)}") is not None
@@ -165,12 +175,34 @@ class Workspace:
         git.set_ref(self.root, f"refs/autoresearch/{tag}/{trial}", commit)
         return commit
 
+    def merge(self, base: str, ours: str, theirs: str) -> str | None:
+        """A text with both changes of a common base in it; None where they collide."""
+        if base == ours:
+            return theirs
+        self.worktrees.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.worktrees, prefix="merge-") as directory:
+            paths = [Path(directory) / name for name in ("ours", "base", "theirs")]
+            for path, text in zip(paths, (ours, base, theirs), strict=True):
+                path.write_text(text, encoding="utf-8", newline="\n")
+            return git.merge_file(self.root, *paths)
+
     def files(self, commit: str) -> Mapping[str, bytes]:
         """Every file of a commit."""
         return git.files(self.root, commit)
 
     def patch(self, old: str, new: str) -> str:
         return git.diff(self.root, old, new)
+
+    def read_guidance(self) -> str:
+        """What the person has written for the researcher; empty where there is nothing."""
+        return self.guidance.read_text(encoding="utf-8", errors="replace") if self.guidance.is_file() else ""
+
+    def add_guidance(self, text: str) -> str:
+        """Add a paragraph to the guidance and return all of it."""
+        self.state.mkdir(exist_ok=True)
+        whole = f"{self.read_guidance().rstrip()}\n\n{text.strip()}\n".lstrip()
+        atomic.write(self.guidance, whole.encode(errors="replace"))
+        return whole
 
     def trial_directory(self, trial: int) -> Path:
         return self.trials / f"{trial:04d}"

@@ -99,6 +99,8 @@ class LiveView:
         self._trials = {trial.number: trial for trial in campaign.trials} if campaign else {}
         incumbent = campaign.incumbent if campaign else None
         self._best = incumbent.val_bpb if incumbent else None
+        self._researcher = campaign.started.researcher if campaign else ""
+        self._refused = ""  # the researcher whose last proposal failed
 
     def __enter__(self) -> LiveView:
         return self
@@ -124,11 +126,12 @@ class LiveView:
         match event:
             case CampaignStarted():
                 self._tell(label("campaign", f"autoresearch/{event.tag}", "bold"), label("set-up", set_up(event)))
-                self._trials, self._best = {}, None
+                self._trials, self._best, self._researcher = {}, None, event.researcher
             case TrialProposed():
                 self._trials[event.trial] = Trial(event)
+                self._say_who(event)
             case ProposalRefused():
-                idea = event.idea or "no proposal"
+                idea, self._refused = event.idea or "no proposal", event.researcher
                 self._tell(Text(f"refused: {one_line(idea)} ({shorten(one_line(event.reason), 200)})", "yellow"))
             case RunStarted():
                 self._start(event)
@@ -140,6 +143,12 @@ class LiveView:
                 self._work = None
                 self._tell(label("stopped", event.reason, "bold"))
                 self._tell(label("next", "go on with `autoresearch run`, see `autoresearch report`"))
+
+    def _say_who(self, event: TrialProposed) -> None:
+        """Tell where another than the campaign's researcher made a proposal: its own failed or is away."""
+        if self._refused and event.researcher != self._researcher:
+            self._tell(Text(f"{event.researcher} carries on in place of {self._refused}", "yellow"))
+        self._refused = ""
 
     def _begin(self, trial: int) -> Work:
         known = self._trials.get(trial)

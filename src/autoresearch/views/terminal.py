@@ -6,7 +6,7 @@ sequence nor a word in brackets has any effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console, ConsoleRenderable
 from rich.syntax import Syntax
@@ -75,11 +75,32 @@ def show_log(rows: Iterable[Row], console: Console) -> None:
 # ---------------------------------------------------------------- one trial
 
 
+def show_result(result: Mapping[str, object], console: Console) -> None:
+    """What `try` answers: the verdict with its numbers, and what to do next."""
+    status, memory = result["status"], result.get("memory_gb")
+    found = ((name, result.get(name)) for name in ("val_bpb", "best"))
+    numbers = [f"{name} {value:.6f}" for name, value in found if isinstance(value, int | float)]
+    numbers += [f"{memory:.2f} GB"] if isinstance(memory, int | float) else []
+    head = f"trial {result['trial']}: {status}" if status else "nothing to try: the edits are the best version's own"
+    say(console, Text(f"{head} ({', '.join(numbers)})", COLOURS[Status(status)] if status else ""))
+    if status:
+        say(console, label("why", str(result["reason"])))
+    say(console, label("next", str(result["next"])))
+
+
 def show_trial(trial: Trial, patch: str, log_tail: str, console: Console) -> None:
     """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log."""
     proposed = trial.proposed
     say(console, label("trial", f"#{trial.number} {proposed.idea}", "bold"), _outcome(trial))
     say(console, label("commit", f"{proposed.commit[:7]} on {proposed.parent[:7]} (by {proposed.researcher})"))
+    for name, text in (("why", proposed.why), ("expects", proposed.expects)):
+        if text:
+            say(console, label(name, text))
+    if proposed.repairs is not None:
+        say(console, label("repairs", f"trial {proposed.repairs}"))
+    if proposed.tokens is not None:
+        cost = f", {proposed.usd:.4f} USD" if proposed.usd is not None else ""
+        say(console, label("cost", f"{proposed.tokens:,} tokens{cost}"))
     if trial.runs:
         console.print(_runs_table(trial))
     for run in trial.runs:

@@ -1,0 +1,75 @@
+"""Commands that make a lab and try it by hand: new, doctor, prepare, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from autoresearch import compose, config, doctor, hardware, presets, process
+from autoresearch.commands.options import HERE, AsJson, Lab, print_json
+from autoresearch.errors import UserError
+from autoresearch.trial import ENTRY
+from autoresearch.views import terminal
+from autoresearch.workspace import Workspace
+
+
+def new(
+    directory: Annotated[Path, typer.Argument(help="Where to make the lab; must be empty or not there.")],
+    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(presets.presets())}.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Training seconds of a run (a preset has 300).")] = None,
+) -> None:
+    """Make a lab: a git repository with prepare.py, train.py and program.md.
+
+    Without --preset the hardware decides.
+
+    Example: autoresearch new my-lab --preset cpu --budget 60
+    """
+    table = presets.presets()
+    name = preset or hardware.preset_for(hardware.device())
+    if name not in table:
+        raise UserError(f"there is no preset {name!r}: choose one of {', '.join(table)}")
+    presets.create(directory, table[name], budget)
+    print(f"made {directory} with preset {name}: for {table[name].purpose}")
+    print(f"next: cd {directory} && autoresearch run        (program.md is yours to edit)")
+
+
+def doctor_(as_json: AsJson = False, lab: Lab = HERE) -> None:
+    """Check this machine: device, torch, memory, disk, git, sandbox, a real attention forward and backward.
+
+    Example: autoresearch doctor
+    """
+    checks = []
+    for check in doctor.examine(lab.resolve()):
+        checks.append(check)
+        if not as_json:
+            terminal.show_check(check, Console())
+    if as_json:
+        print_json(checks)
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)
+
+
+def prepare(lab: Lab = HERE) -> None:
+    """Fetch the lab's text, train its tokenizer and write the tokens (`python prepare.py`).
+
+    Example: autoresearch prepare --lab my-lab
+    """
+    _run_by_hand(lab, "prepare.py", config.prepare_environment())
+
+
+def train(lab: Lab = HERE) -> None:
+    """Run train.py once, as it stands in the lab with your uncommitted edits (`python train.py`).
+
+    Example: autoresearch train --lab my-lab
+    """
+    _run_by_hand(lab, ENTRY, config.run_environment())
+
+
+def _run_by_hand(lab: Path, file: str, environment: dict[str, str]) -> None:
+    workspace = Workspace.open(lab)
+    settings, _ = config.load(workspace.program)
+    if process.run_attached([str(compose.interpreter(settings, workspace.root)), file], workspace.root, environment):
+        raise typer.Exit(1)

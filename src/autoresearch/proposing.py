@@ -1,0 +1,257 @@
+"""Gets the next proposal out of a researcher, whatever it does: in a thread, held to a deadline, checked, rebased."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from autoresearch import guard, report
+from autoresearch.errors import Exhausted
+from autoresearch.interfaces import Researcher
+from autoresearch.records import (
+    Brief,
+    Campaign,
+    CrashKind,
+    Failure,
+    GuidanceGiven,
+    Proposal,
+    ProposalRefused,
+    Status,
+    Trial,
+)
+from autoresearch.stages import Stages
+
+POLL_SECONDS = 0.05
+GRACE_SECONDS = 30.0  # beyond the deadline that a researcher holds itself to
+LONGEST_REASON = 2_000  # characters
+LONGEST_IDEA = 300
+OUT_OF_MEMORY_ADVICE = (
+    "halve DEVICE_BATCH_SIZE first: with the same TOTAL_BATCH_SIZE the gradient accumulation doubles by itself"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A proposal that may run, and who made it; a `stale` one was written for an earlier incumbent."""
+
+    proposal: Proposal
+    researcher: str
+    stale: bool = False
+
+
+class Desk:
+    """Keeps the one open question to the campaign's researcher: asked now, or ahead, or still not answered."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._open: _Question | None = None
+
+    def ask_ahead(self, campaign: Campaign, refusals: Sequence[str]) -> None:
+        """Let the researcher write while the run trains, where policy says so and it is not at work already."""
+        if self._stages.policy.ahead and campaign.incumbent and self._open is None:
+            self._open = _Question(self._stages.researcher, brief(self._stages, campaign, refusals))
+
+    def propose(
+        self, campaign: Campaign, refusals: Sequence[str], stop: Callable[[], bool]
+    ) -> Answer | ProposalRefused | None:
+        """The next proposal, or why there is none; None where `stop` said so while it was waited for.
+
+        Raises:
+            Exhausted: the researcher has nothing more to propose.
+        """
+        stages, patience = self._stages, self._stages.policy.patience
+        if stages.fallback and len(refusals) % (patience + 1) == patience:
+            question = _Question(stages.fallback, brief(stages, campaign, refusals))
+        else:
+            question = self._open = self._open or _Question(stages.researcher, brief(stages, campaign, refusals))
+        deadline = stages.policy.propose_seconds + GRACE_SECONDS
+        while not question.wait(POLL_SECONDS):
+            if stop():
+                return None
+            if question.seconds > deadline:
+                reason = f"the researcher has not answered for {question.seconds:.0f} s"
+                return ProposalRefused(campaign.tag, "", reason, question.researcher.name)
+        if question is self._open:
+            self._open = None
+        return _answer(stages, campaign, question)
+
+
+class _Question:
+    """One proposal asked for in a daemon thread: a researcher that never comes back holds up nothing."""
+
+    def __init__(self, researcher: Researcher, brief: Brief) -> None:
+        self.researcher = researcher
+        self.brief = brief
+        self._began = time.monotonic()
+        self._outcome: Proposal | BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="researcher", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._outcome = self.researcher.propose(self.brief)
+        except BaseException as error:  # a plug-in may raise anything, SystemExit too
+            self._outcome = error
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is answered, at the latest after so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def outcome(self) -> Proposal | BaseException | None:
+        return self._outcome
+
+
+# ---------------------------------------------------------------- what a researcher is given
+
+
+def brief(stages: Stages, campaign: Campaign, refusals: Sequence[str] = ()) -> Brief:
+    """All that the next proposal is to be made from; new guidance is recorded."""
+    assert campaign.incumbent is not None, "a proposal needs a baseline"
+    files = stages.decoded(campaign.incumbent.proposed.commit)
+    editable = stages.editable_of(files)
+    guidance = stages.guidance()
+    if guidance != campaign.guidance:
+        stages.record(GuidanceGiven(campaign.tag, guidance))
+    return Brief(
+        program=stages.program(),
+        files=editable,
+        campaign=campaign,
+        refusal=refusals[-1] if refusals else None,
+        frozen={path: text for path, text in files.items() if path not in editable},
+        guidance=guidance,
+        failure=failure(stages, campaign) if len(refusals) < stages.policy.patience else None,
+        trial=stages.ledger.next_trial(),
+        archive=stages.archive,
+    )
+
+
+def failure(stages: Stages, campaign: Campaign) -> Failure | None:
+    """The latest crash, where it may still be mended: on the incumbent as it is, by a repair that is allowed."""
+    answered = {trial.proposed.repairs for trial in campaign.trials}
+    standing = campaign.incumbent.proposed.commit if campaign.incumbent else None
+    for trial in reversed(campaign.finished[-1 - stages.policy.ahead :]):
+        crashed = trial.verdict is not None and trial.verdict.status is Status.CRASH
+        attempt = 1 + repairs_before(campaign, trial)
+        if not (crashed and trial.crash and trial.number not in answered and trial.proposed.parent == standing):
+            continue
+        if attempt <= stages.policy.repairs:
+            out_of_memory = trial.crash.kind is CrashKind.OUT_OF_MEMORY
+            return Failure(
+                trial=trial.number,
+                idea=trial.proposed.idea,
+                kind=trial.crash.kind,
+                detail=trial.crash.detail,
+                patch=stages.archive.patch(trial.number),
+                files=stages.texts(trial.proposed.commit),
+                attempt=attempt,
+                attempts=stages.policy.repairs,
+                advice=OUT_OF_MEMORY_ADVICE if out_of_memory else "",
+            )
+    return None
+
+
+def repairs_before(campaign: Campaign, trial: Trial) -> int:
+    """How many repairs led to this trial, itself included."""
+    by_number = {each.number: each for each in campaign.trials}
+    count = 0
+    while trial.proposed.repairs in by_number:
+        count, trial = count + 1, by_number[trial.proposed.repairs or 0]
+    return count
+
+
+# ---------------------------------------------------------------- what becomes of its answer
+
+
+def _answer(stages: Stages, campaign: Campaign, question: _Question) -> Answer | ProposalRefused:
+    name, outcome = question.researcher.name, question.outcome()
+    if isinstance(outcome, Exhausted) and question.researcher is stages.researcher:
+        raise outcome
+    if isinstance(outcome, Proposal):
+        return check(stages, campaign, outcome, name, written_for=question.brief.files)
+    if isinstance(outcome, BaseException):
+        spent = getattr(outcome, "tokens", None), getattr(outcome, "usd", None)
+        return _refused(stages, campaign, "", str(outcome) or type(outcome).__name__, name, *spent)
+    return _refused(stages, campaign, "", f"the researcher gave {type(outcome).__name__}, not a proposal", name)
+
+
+def check(
+    stages: Stages, campaign: Campaign, proposal: Proposal, researcher: str, *, written_for: Mapping[str, str]
+) -> Answer | ProposalRefused:
+    """The proposal on the incumbent as it is now, if the guard and the lab's memory let it pass."""
+    assert campaign.incumbent is not None
+    files = stages.texts(campaign.incumbent.proposed.commit)
+    stale = files != dict(written_for)
+    rebased = rebase(stages, proposal, written_for, files) if stale else proposal
+    problem = "it was written for an earlier incumbent and does not fit the new one"
+    if rebased is not None:
+        proposal, problem = rebased, refusal(stages, campaign, rebased, files) or ""
+    if problem:
+        return _refused(stages, campaign, proposal.idea, problem, researcher, proposal.tokens, proposal.usd)
+    idea = report.shorten(report.one_line(stages.redact(proposal.idea)), LONGEST_IDEA)
+    why, expects = (stages.redact(report.plain(text)) for text in (proposal.why, proposal.expects))
+    return Answer(dataclasses.replace(proposal, idea=idea, why=why, expects=expects), researcher, stale)
+
+
+def rebase(stages: Stages, proposal: Proposal, old: Mapping[str, str], new: Mapping[str, str]) -> Proposal | None:
+    """The proposal's change of the old files carried over to the new ones; None where they collide."""
+    merged = {}
+    for path, text in proposal.files.items():
+        if path not in old or path not in new:
+            merged[path] = text  # the guard will refuse it
+            continue
+        whole = stages.workspace.merge(old[path], new[path], text)
+        if whole is None:
+            return None
+        merged[path] = whole
+    return dataclasses.replace(proposal, files=merged)
+
+
+def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mapping[str, str]) -> str | None:
+    """Why a proposal may not run: what the guard says, or that it is as good as tried, with what came of that."""
+    tried = {trial.proposed.fingerprint: outcome(trial) for trial in campaign.trials}
+    problem = guard.refusal(proposal, files, tried, stages.editable)
+    if problem:
+        return problem
+    candidate = {**files, **proposal.files}
+    if any(
+        stages.redact(text) != text and stages.redact(files[path]) == files[path] for path, text in candidate.items()
+    ):
+        return "the proposal has one of the person's keys in it"
+    return guard.near_duplicate(candidate, alike(stages, campaign, guard.skeleton(candidate)[0]))
+
+
+def alike(stages: Stages, campaign: Campaign, skeleton: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Past programs that differ from this one in numbers alone, the newest first."""
+    for trial in reversed(campaign.trials):
+        if trial.proposed.skeleton == skeleton:
+            yield outcome(trial), stages.archive.files(trial.number)
+
+
+def outcome(trial: Trial) -> str:
+    """A trial's number and what became of it, as in `3 (discard, val_bpb 1.402113)`."""
+    if trial.verdict is None:
+        return f"{trial.number} (not judged yet)"
+    score = f", val_bpb {trial.val_bpb:.6f}" if trial.val_bpb is not None else f", {report.reason(trial)}"
+    return f"{trial.number} ({trial.verdict.status.value}{score})"
+
+
+def _refused(
+    stages: Stages,
+    campaign: Campaign,
+    idea: str,
+    reason: str,
+    researcher: str,
+    tokens: int | None = None,
+    usd: float | None = None,
+) -> ProposalRefused:
+    idea = report.shorten(report.one_line(stages.redact(idea)), LONGEST_IDEA)
+    reason = report.shorten(report.plain(stages.redact(reason)), LONGEST_REASON)
+    return ProposalRefused(campaign.tag, idea, reason, researcher, tokens, usd)
