@@ -89,6 +89,22 @@ def test_edits_made_on_the_old_commit_are_carried_over_to_the_best_version(lab: 
     assert "640.0" in restored
 
 
+def test_taking_a_part_of_a_keep_out_again_is_a_change_of_the_best_version(lab: Path) -> None:
+    edit(lab, 2.0, "Y = 1\nZ = 2\nW = 3")
+    attempt(lab)
+    edit(lab, 2.0, "Y = 1")
+    result = attempt(lab)
+    assert (result["status"], result["rebased"]) == ("discard", False)
+
+
+def test_edits_on_the_old_commit_that_collide_with_the_best_version_say_how_to_go_on(lab: Path) -> None:
+    edit(lab, 2.0, "Y = 1\nZ = 2\nW = 3")
+    attempt(lab)
+    edit(lab, 1.5)
+    with pytest.raises(UserError, match="does not fit the new one: fetch the best version by `git restore --source"):
+        attempt(lab)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -377,3 +377,17 @@ def test_a_program_with_a_key_in_it_never_runs(lab: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SOME_API_KEY", "sk-4f9a8b7c6d5e")
     run_campaign(stages(lab, [proposal(2.0, extra="Y = 'sk-4f9a8b7c6d5e'"), proposal(1.5)]), "t", trials(1))
     assert refusals(lab) == ["the proposal has one of the person's keys in it"]
+
+
+def test_what_an_unused_answer_has_cost_is_recorded_when_the_loop_stops(lab: Path) -> None:
+    answers = iter([proposal(2.0, extra="import time; time.sleep(1)"), dataclasses.replace(proposal(1.5), tokens=7)])
+    policy = dataclasses.replace(QUICK, ahead=1)
+    calls: list[int] = []
+
+    def enough(made: int) -> str | None:
+        calls.append(made)
+        return "stopped by hand" if calls.count(1) > 2 else None
+
+    run_campaign(stages(lab, researcher=Calling(lambda brief: next(answers)), policy=policy), "t", enough)
+    assert [refused.tokens for refused in campaign(lab).refused] == [7]
+    assert len(campaign(lab).trials) == 2

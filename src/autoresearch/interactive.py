@@ -183,7 +183,11 @@ def _from_working_tree(stages: Stages, campaign: Campaign, idea: str, why: str) 
             f"put it back with `git restore {' '.join(tracked)}`, then try again"
         )
     base = _written_for(stages, files, incumbent)
-    return proposing.check(stages, campaign, Proposal(idea, files, why=why), _Agent.name, written_for=base)
+    answer = proposing.check(stages, campaign, Proposal(idea, files, why=why), _Agent.name, written_for=base)
+    if isinstance(answer, ProposalRefused) and base is not incumbent:
+        hint = f"fetch the best version by {_restore(stages, campaign.tag)} and make your change on that"
+        return dataclasses.replace(answer, reason=f"{answer.reason}: {hint}")
+    return answer
 
 
 def _read(stages: Stages, path: str) -> str:
@@ -194,10 +198,12 @@ def _read(stages: Stages, path: str) -> str:
 
 
 def _written_for(stages: Stages, files: Mapping[str, str], incumbent: Mapping[str, str]) -> Mapping[str, str]:
-    """What the edits were made on: the incumbent, or the checkout's own commit where they are nearer to that."""
+    """What the edits were made on: the incumbent, or the checkout's own commit where nothing tells of the incumbent."""
     head = stages.workspace.head()
     committed = stages.texts(head) if head else incumbent
-    return committed if _distance(files, committed) < _distance(files, incumbent) else incumbent
+    new = {line for path in files for line in set(incumbent[path].splitlines()) - set(committed[path].splitlines())}
+    traces = any(new & set(text.splitlines()) for text in files.values())
+    return committed if not traces and _distance(files, committed) < _distance(files, incumbent) else incumbent
 
 
 def _distance(new: Mapping[str, str], old: Mapping[str, str]) -> int:
@@ -212,7 +218,7 @@ def _distance(new: Mapping[str, str], old: Mapping[str, str]) -> int:
 def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
     best = stages.campaign(tag).incumbent
     assert best is not None
-    restore = f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
+    restore = _restore(stages, tag)
     if trial is None:
         after = "the working tree is the best version so far: change it, then `autoresearch try -m IDEA`"
         return {"tag": tag, "trial": None, "status": None, "val_bpb": None, "best": best.val_bpb, "next": after}
@@ -229,6 +235,11 @@ def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
         "commit": trial.proposed.commit,
         "next": _next_step(trial, restore),
     }
+
+
+def _restore(stages: Stages, tag: str) -> str:
+    """The command that puts the best version into the working tree."""
+    return f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
 
 
 def _next_step(trial: Trial, restore: str) -> str:

@@ -62,22 +62,27 @@ def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
 
 def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None]) -> str:
     begin(stages, tag)
-    desk, refusals, made = Desk(stages), list[str](), 0
+    desk, made = Desk(stages), 0
+
+    def over() -> bool:
+        return enough(made) is not None
+
     while (reason := enough(made)) is None:
         stages.workspace.check_space(stages.min_free_gb)
         campaign = stages.campaign(tag)
         try:
-            trial = next_trial(stages, campaign, desk, refusals, lambda: enough(made) is not None)  # noqa: B023
+            trial = next_trial(stages, campaign, desk, over)
         except Exhausted as end:
             return str(end) or "the researcher has nothing more to propose"
-        if trial:
-            desk.ask_ahead(stages.campaign(tag), refusals)
-            run_trial(stages, campaign, trial)
-            made += campaign.incumbent is not None
-            # A fallback's trial does not bring its absent colleague back: one more failure is enough then.
-            del refusals[stages.policy.patience - 1 if trial.proposed.researcher != stages.researcher.name else 0 :]
-        else:
-            pause(stages, len(refusals), lambda: enough(made) is not None)  # noqa: B023
+        if trial is None:
+            pause(stages, len(desk.refusals), over)
+            continue
+        if enough(made + 1) is None:
+            desk.ask_ahead(stages.campaign(tag))
+        run_trial(stages, campaign, trial)
+        desk.made(trial)
+        made += campaign.incumbent is not None
+    desk.leave(stages.campaign(tag))
     return reason
 
 
@@ -152,19 +157,13 @@ def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignSt
     )
 
 
-def next_trial(
-    stages: Stages, campaign: Campaign, desk: Desk, refusals: list[str], stop: Callable[[], bool]
-) -> Trial | None:
+def next_trial(stages: Stages, campaign: Campaign, desk: Desk, stop: Callable[[], bool]) -> Trial | None:
     """The trial that was cut short, else the baseline, else a new proposal; None where there is none this time."""
     if trial := unfinished(stages, campaign):
         return trial
     if reason := stages.policy.overspent(campaign):
         raise Exhausted(reason)
-    answer = desk.propose(campaign, refusals, stop)
-    if isinstance(answer, ProposalRefused):
-        refusals.append(answer.reason)
-        stages.record(answer)
-        return None
+    answer = desk.propose(campaign, stop)
     return commit(stages, campaign, answer) if answer else None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autoresearch import guard, report
@@ -43,40 +44,75 @@ class Answer:
 
 
 class Desk:
-    """Keeps the one open question to the campaign's researcher: asked now, or ahead, or still not answered."""
+    """Asks the campaign's researcher, and keeps the one question that is open: asked ahead, or not answered yet.
+
+    `refusals` are the failed proposals in a row since the last one that became a trial.
+    """
 
     def __init__(self, stages: Stages) -> None:
+        self.refusals: list[ProposalRefused] = []
         self._stages = stages
         self._open: _Question | None = None
 
-    def ask_ahead(self, campaign: Campaign, refusals: Sequence[str]) -> None:
+    def ask_ahead(self, campaign: Campaign) -> None:
         """Let the researcher write while the run trains, where policy says so and it is not at work already."""
-        if self._stages.policy.ahead and campaign.incumbent and self._open is None:
-            self._open = _Question(self._stages.researcher, brief(self._stages, campaign, refusals))
+        policy = self._stages.policy
+        if policy.ahead and campaign.incumbent and self._open is None and not policy.overspent(campaign):
+            self._open = self._ask(self._stages.researcher, campaign)
 
-    def propose(
-        self, campaign: Campaign, refusals: Sequence[str], stop: Callable[[], bool]
-    ) -> Answer | ProposalRefused | None:
-        """The next proposal, or why there is none; None where `stop` said so while it was waited for.
+    def propose(self, campaign: Campaign, stop: Callable[[], bool]) -> Answer | None:
+        """The next proposal; None where there is none this time: it is recorded why, or `stop` ended the waiting.
 
         Raises:
             Exhausted: the researcher has nothing more to propose.
         """
         stages, patience = self._stages, self._stages.policy.patience
-        if stages.fallback and len(refusals) % (patience + 1) == patience:
-            question = _Question(stages.fallback, brief(stages, campaign, refusals))
+        if stages.fallback and len(self.refusals) % (patience + 1) == patience:
+            question = self._ask(stages.fallback, campaign)
         else:
-            question = self._open = self._open or _Question(stages.researcher, brief(stages, campaign, refusals))
+            question = self._open = self._open or self._ask(stages.researcher, campaign)
         deadline = stages.policy.propose_seconds + GRACE_SECONDS
         while not question.wait(POLL_SECONDS):
             if stop():
                 return None
             if question.seconds > deadline:
                 reason = f"the researcher has not answered for {question.seconds:.0f} s"
-                return ProposalRefused(campaign.tag, "", reason, question.researcher.name)
+                self._failed(ProposalRefused(campaign.tag, "", reason, question.researcher.name))
+                return None
         if question is self._open:
             self._open = None
-        return _answer(stages, campaign, question)
+        answer = _answer(stages, campaign, question)
+        if isinstance(answer, Answer):
+            return answer
+        self._failed(answer)
+        return None
+
+    def made(self, trial: Trial) -> None:
+        """A proposal has become a trial; a fallback's does not bring its colleague back: one more failure is enough."""
+        own = trial.proposed.researcher == self._stages.researcher.name
+        del self.refusals[0 if own else self._stages.policy.patience - 1 :]
+
+    def leave(self, campaign: Campaign) -> None:
+        """Record what an answer has cost that came too late to be used."""
+        if self._open is None or not self._open.wait(0):
+            return
+        with contextlib.suppress(Exhausted):
+            answer = _answer(self._stages, campaign, self._open)
+            if isinstance(answer, Answer):
+                proposal, reason = answer.proposal, "not used: the loop was stopped"
+                answer = _refused(
+                    self._stages, campaign, proposal.idea, reason, answer.researcher, proposal.tokens, proposal.usd
+                )
+            self._stages.record(answer)
+
+    def _ask(self, researcher: Researcher, campaign: Campaign) -> _Question:
+        own = [refused.reason for refused in self.refusals if refused.researcher == researcher.name]
+        failing = len(self.refusals) >= self._stages.policy.patience
+        return _Question(researcher, brief(self._stages, campaign, own[-1] if own else None, mend=not failing))
+
+    def _failed(self, refused: ProposalRefused) -> None:
+        self.refusals.append(refused)
+        self._stages.record(refused)
 
 
 class _Question:
@@ -112,8 +148,8 @@ class _Question:
 # ---------------------------------------------------------------- what a researcher is given
 
 
-def brief(stages: Stages, campaign: Campaign, refusals: Sequence[str] = ()) -> Brief:
-    """All that the next proposal is to be made from; new guidance is recorded."""
+def brief(stages: Stages, campaign: Campaign, refusal: str | None = None, *, mend: bool = True) -> Brief:
+    """All that the next proposal is to be made from, with a crash to `mend` if there is one; records new guidance."""
     assert campaign.incumbent is not None, "a proposal needs a baseline"
     files = stages.decoded(campaign.incumbent.proposed.commit)
     editable = stages.editable_of(files)
@@ -124,10 +160,10 @@ def brief(stages: Stages, campaign: Campaign, refusals: Sequence[str] = ()) -> B
         program=stages.program(),
         files=editable,
         campaign=campaign,
-        refusal=refusals[-1] if refusals else None,
+        refusal=refusal,
         frozen={path: text for path, text in files.items() if path not in editable},
         guidance=guidance,
-        failure=failure(stages, campaign) if len(refusals) < stages.policy.patience else None,
+        failure=failure(stages, campaign) if mend else None,
         trial=stages.ledger.next_trial(),
         archive=stages.archive,
     )
