@@ -200,6 +200,21 @@ def test_guidance_is_added_and_shown(lab: Path, call: Cli) -> None:
     refused(call("guide", " ", "--lab", lab), "guidance is empty")
 
 
+def test_papers_are_found_in_ones_own_notes_and_a_missing_folder_is_named(
+    tmp_path: Path, call: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    lab = toy_lab.make(tmp_path / "lab", program="---\npapers: [notes]\n---\n")
+    refused(call("papers", "warmdown", "--lab", lab), "notes is no folder", "`papers:` in program.md")
+    (lab / "notes").mkdir()
+    (lab / "notes/schedules.md").write_text("# Schedules\n\nA longer warmdown helped at small scale.\n")
+    code, out, _ = call("papers", "warmdown", "--lab", lab)
+    assert code == 0
+    assert "A longer warmdown helped" in out
+    assert "arXiv could not be asked" in out
+
+
 def test_a_researcher_of_ones_own_in_a_python_file(lab: Path, call: Cli) -> None:
     mine = lab.parent / "mine.py"
     mine.write_text(

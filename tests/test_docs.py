@@ -13,10 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from autoresearch import registry
+from autoresearch.config import Config
+from autoresearch.errors import Exhausted
+from autoresearch.guard import refusal
+from autoresearch.presets import SHIPPED
+from autoresearch.researchers.python import PythonResearcher
+from campaigns import after, begun
+
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "commands.md"
 README = ROOT / "README.md"
-COMMANDS = ("new", "doctor", "prepare", "train", "run", "status", "log", "show", "report", "chart")
+RESEARCHERS = ROOT / "docs" / "researchers.md"
+COMMANDS = (
+    *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
+    *("status", "log", "show", "report", "chart"),
+)
 
 
 def help_of(*words: str) -> str:
@@ -63,6 +75,29 @@ def test_ci_runs_the_readmes_test_command() -> None:
     commands = [line for line in README.read_text().splitlines() if line.endswith(".venv/bin/pytest")]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_researcher_of_the_page_works_and_is_not_longer_than_it_says(tmp_path: Path) -> None:
+    text = RESEARCHERS.read_text().partition("```python\n")[2].partition("```")[0]
+    assert len([line for line in text.splitlines() if line.strip()]) <= 20
+    (tmp_path / "mine.py").write_text(text)
+    brief = begun({"train.py": (SHIPPED / "train.py").read_text()})
+    seen = set()
+    for _ in range(4):
+        proposal = PythonResearcher(str(tmp_path / "mine.py")).propose(brief)
+        assert refusal(proposal, brief.files, {}, ["train.py"]) is None
+        seen.add(proposal.idea)
+        brief = after(brief, proposal, 2.0)
+    assert len(seen) == 4
+    with pytest.raises(Exhausted):
+        PythonResearcher(str(tmp_path / "mine.py")).propose(brief)
+
+
+def test_every_researcher_is_on_the_page_and_every_setting_is_explained_somewhere() -> None:
+    page = RESEARCHERS.read_text()
+    assert [name for name in registry.RESEARCHERS if f"`{name}" not in page] == []
+    texts = page + README.read_text() + (SHIPPED / "program.md").read_text()
+    assert [name for name in Config.model_fields if f"{name}:" not in texts and f"`{name}`" not in texts] == []
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import TextContent
 
+import toy_lab
 from autoresearch import mcp_server
 
 # A lab's stand-in: it answers at once, prints where it must not, and writes down what became of its trials.
@@ -361,3 +362,36 @@ def test_importing_it_needs_no_extra_and_does_nothing() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
     assert [tool.name for tool in mcp_server.TOOLS if tool.answer is None] == ["try"]
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+def test_an_agent_does_research_in_a_real_lab_by_the_tools_alone(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "lab")
+    heard: list[str | None] = []
+
+    async def progress(done: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    async def research(client: Client) -> None:
+        text, failed = await ask(client, "status")
+        assert failed
+        assert "no campaign yet" in text
+        (lab / "train.py").write_text(toy_lab.train_with(2.0))
+        text, failed = await ask(client, "try", {"idea": "X to 2", "why": "nearer"}, progress_callback=progress)
+        assert not failed, text
+        assert (json.loads(text)["status"], json.loads(text)["val_bpb"]) == ("keep", 2.0)
+        (lab / "train.py").write_text(toy_lab.train_with(9.0))
+        text, _ = await ask(client, "try", {"idea": "X to 9"})
+        assert "git restore" in json.loads(text)["next"]
+        text, failed = await ask(client, "try", {"idea": "X to 9 again"})
+        assert failed
+        assert "tried before, as trial 2 (discard, val_bpb 65.0" in text
+        assert [row["status"] for row in json.loads((await ask(client, "history"))[0])] == ["keep", "keep", "discard"]
+        assert "+X = 9.0" in json.loads((await ask(client, "show", {"trial": 2}))[0])["patch"]
+        assert "fewer heads" in (await ask(client, "guidance", {"text": "try fewer heads"}))[0]
+        assert json.loads((await ask(client, "status"))[0])["summary"]["best"]["val_bpb"] == 2.0
+
+    talk([sys.executable, "-m", "autoresearch", "mcp", "--lab", str(lab)], research)
+    assert any(message and "trial 1" in message for message in heard)

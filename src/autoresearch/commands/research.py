@@ -97,7 +97,10 @@ def papers(
 
     Example: autoresearch papers "muon optimizer weight decay"
     """
-    print(interactive.Lab(Workspace.open(lab)).papers(query))
+    beside = interactive.Lab(Workspace.open(lab))
+    with Console(stderr=True).status("asking arXiv and your notes"):
+        found = beside.papers(query)
+    print(found)
 
 
 def mcp(lab: Lab = HERE) -> None:
