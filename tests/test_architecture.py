@@ -27,7 +27,7 @@ LAYERS = (
         "hardware",
     },
     {"ledger", "grader", "report", "workspace", "presets"},
-    {"doctor", "prompt", "archive"},
+    {"doctor", "prompt", "archive", "memory"},
     {"papers"},
     {"researchers", "executors", "views"},
     {"stages"},
@@ -42,11 +42,14 @@ LAYERS = (
 )
 # What the plug-ins may import of the package, besides their own siblings where that is said.
 ALLOWED = {
-    "researchers": {"records", "errors", "interfaces", "guard", "prompt", "process", "report"},
+    "researchers": {"records", "errors", "interfaces", "guard", "prompt", "process", "report", "memory"},
     "executors": {"records", "errors", "interfaces", "process", "trial"},
     "views": {"records", "errors", "report", "ledger", "atomic", "doctor"},
 }
-STDLIB_ONLY = {"records", "errors", "interfaces", "guard", "judge", "diagnosis", "trial", "ledger", "grader", "report"}
+STDLIB_ONLY = {
+    *("records", "errors", "interfaces", "guard", "judge", "diagnosis", "trial", "ledger", "grader"),
+    *("report", "memory", "prompt"),
+}
 HEAVY = {
     *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx"),
     *("pydantic_ai", "openai", "anthropic", "mcp", "mcp_types", "arxiv", "pypdf"),

@@ -79,21 +79,20 @@ def describe(brief: Brief, *, characters: int = 24_000) -> str:
     The editable files are whole unless they are very long; nothing in it grows with the number of trials.
     """
     room = max(characters, SMALLEST)
-    parts = [
+    parts = [  # what changes least stands first, for providers that remember how a prompt begins
         section("What the person wants", cut(brief.program.strip(), room // 5)),
-        section("The person's guidance, which comes first", cut(brief.guidance.strip(), room // 8)),
+        section("Files", "\n\n".join(files(brief, room))),
         section("How the search stands", standing(brief.campaign)),
         section("What was tried", digest(brief.campaign, room * 3 // 8)),
-        section("Files", "\n\n".join(files(brief, room))),
+        section("The person's guidance, which comes first", cut(brief.guidance.strip(), room // 8)),
         section("A crash that may be repaired", failure(brief.failure, room // 5) if brief.failure else ""),
-        section(
-            "Your last proposal was not taken",
-            fence("why", brief.refusal, room // 24) + "\nPropose something that this does not apply to."
-            if brief.refusal
-            else "",
-        ),
+        section("Your last proposal was not taken", not_taken(brief.refusal, room // 24) if brief.refusal else ""),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def not_taken(refusal: str, room: int) -> str:
+    return f"{fence('why', refusal, room)}\nPropose something that this does not apply to."
 
 
 def section(title: str, text: str) -> str:
@@ -102,17 +101,15 @@ def section(title: str, text: str) -> str:
 
 
 def files(brief: Brief, room: int) -> Iterator[str]:
-    """The editable files, then the frozen ones, of which the others than prepare.py are named at least."""
+    """The names of the frozen files and the text of prepare.py, then the editable files."""
+    if brief.frozen:
+        names = sorted(map(report.one_line, brief.frozen), key=lambda path: (path != "prepare.py", path))
+        yield f"Frozen, never to be changed: {cut(', '.join(names), room // 10)}"
+    if "prepare.py" in brief.frozen:
+        yield fence("prepare.py, frozen: for reading only", brief.frozen["prepare.py"], room - room // 8)
     each = FILES_LIMIT // max(len(brief.files), 1)
     for path, text in sorted(brief.files.items()):
         yield fence(f"{path}, editable: the incumbent, which a change starts from", text, each)
-    frozen = sorted(brief.frozen, key=lambda path: (path != "prepare.py", not path.endswith(".py"), path))
-    if frozen:
-        names = cut(", ".join(map(report.one_line, frozen)), room // 10)
-        yield f"Frozen, never to be changed: {names}"
-    shown = frozen[:1] if frozen[:1] == ["prepare.py"] else []
-    for path in shown:
-        yield fence(f"{path}, frozen: for reading only", brief.frozen[path], room - room // 8)
 
 
 # ---------------------------------------------------------------- how it stands
@@ -205,7 +202,8 @@ def digest(campaign: Campaign, room: int) -> str:
         "near misses, the nearest first": ([o.line() for o in sorted(near, key=lambda o: -(o.gain or 0.0))], 0.15),
         "dead ends, the latest first": ([o.line() for o in dead], 0.25),
         "recent trials, the latest first": ([told(o) for o in latest[:RECENT]], 0.3),
-        "recently refused, the latest first": (refused(campaign), 0.1),
+        "recently refused, the latest first": (refused(campaign), 0.05),
+        "running now": ([running(trial) for trial in campaign.trials if trial.verdict is None][-1:], 0.05),
     }
     parts = [
         fence(title, text, round(room * share))
@@ -221,6 +219,11 @@ def told(outcome: Outcome) -> str:
     said = {"why": proposed.why, "expected": proposed.expects, "verdict": verdict.reason if verdict else ""}
     texts = {name: report.shorten(report.one_line(text), REASON_LENGTH) for name, text in said.items()}
     return "\n  ".join([outcome.line(), *(f"{name}: {text}" for name, text in texts.items() if text)])
+
+
+def running(trial: Trial) -> str:
+    """A trial that has no verdict yet."""
+    return f"trial {trial.number}: {report.shorten(report.one_line(trial.proposed.idea), IDEA_LENGTH)}"
 
 
 def refused(campaign: Campaign) -> list[str]:

@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autoresearch import guard, report
+from autoresearch import memory, report
 from autoresearch.errors import Exhausted
 from autoresearch.interfaces import Researcher
 from autoresearch.records import (
@@ -251,32 +251,11 @@ def rebase(stages: Stages, proposal: Proposal, old: Mapping[str, str], new: Mapp
 
 
 def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mapping[str, str]) -> str | None:
-    """Why a proposal may not run: what the guard says, or that it is as good as tried, with what came of that."""
-    tried = {trial.proposed.fingerprint: outcome(trial) for trial in campaign.trials}
-    problem = guard.refusal(proposal, files, tried, stages.editable)
-    if problem:
-        return problem
-    candidate = {**files, **proposal.files}
-    if any(
-        stages.redact(text) != text and stages.redact(files[path]) == files[path] for path, text in candidate.items()
-    ):
-        return "the proposal has one of the person's keys in it"
-    return guard.near_duplicate(candidate, alike(stages, campaign, guard.skeleton(candidate)[0]))
-
-
-def alike(stages: Stages, campaign: Campaign, skeleton: str) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Past programs that differ from this one in numbers alone, the newest first."""
-    for trial in reversed(campaign.trials):
-        if trial.proposed.skeleton == skeleton:
-            yield outcome(trial), stages.archive.files(trial.number)
-
-
-def outcome(trial: Trial) -> str:
-    """A trial's number and what became of it, as in `3 (discard, val_bpb 1.402113)`."""
-    if trial.verdict is None:
-        return f"{trial.number} (not judged yet)"
-    score = f", val_bpb {trial.val_bpb:.6f}" if trial.val_bpb is not None else f", {report.reason(trial)}"
-    return f"{trial.number} ({trial.verdict.status.value}{score})"
+    """Why a proposal may not run, in words for its researcher; None where it may."""
+    for path, text in proposal.files.items():
+        if stages.redact(text) != text and stages.redact(files.get(path, "")) == files.get(path, ""):
+            return "the proposal has one of the person's keys in it"
+    return memory.refusal(proposal, files, campaign.trials, stages.archive.files, stages.editable)
 
 
 def _refused(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 Scalar = str | int | float | bool | None
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How a trial ended, in the words of results.tsv."""
 
     KEEP = "keep"
@@ -17,7 +17,7 @@ class Status(str, Enum):
     CRASH = "crash"
 
 
-class CrashKind(str, Enum):
+class CrashKind(StrEnum):
     """Why a run gave no score."""
 
     OUT_OF_MEMORY = "out of memory"

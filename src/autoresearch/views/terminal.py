@@ -82,7 +82,7 @@ def show_result(result: Mapping[str, object], console: Console) -> None:
     numbers = [f"{name} {value:.6f}" for name, value in found if isinstance(value, int | float)]
     numbers += [f"{memory:.2f} GB"] if isinstance(memory, int | float) else []
     head = f"trial {result['trial']}: {status}" if status else "nothing to try: the edits are the best version's own"
-    say(console, Text(f"{head} ({', '.join(numbers)})", COLOURS[Status(status)] if status else ""))
+    say(console, Text(f"{head} ({', '.join(numbers)})", COLOURS[Status(str(status))] if status else ""))
     if status:
         say(console, label("why", str(result["reason"])))
     say(console, label("next", str(result["next"])))
