@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +50,7 @@ class Hang:
 
 
 Answer = Say | Call | Fail | Raw | Hang
+Line = Answer | Callable[["Heard"], Answer]  # or a function of what was heard
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Heard:
 class ModelServer:
     """Gives the script's answers in order, the last one again and again; speaks both protocols."""
 
-    def __init__(self, script: Sequence[Answer]) -> None:
+    def __init__(self, script: Sequence[Line]) -> None:
         self.script = list(script)
         self.heard: list[Heard] = []
         self.closing = threading.Event()
@@ -89,7 +90,8 @@ class ModelServer:
 
     def next(self, heard: Heard) -> Answer:
         self.heard.append(heard)
-        return self.script[min(len(self.heard), len(self.script)) - 1]
+        line = self.script[min(len(self.heard), len(self.script)) - 1]
+        return line(heard) if callable(line) else line
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -139,7 +141,7 @@ class ModelServer:
 
 
 @contextmanager
-def model_server(*script: Answer) -> Iterator[ModelServer]:
+def model_server(*script: Line) -> Iterator[ModelServer]:
     server = ModelServer(script)
     try:
         yield server

@@ -101,6 +101,18 @@ def test_a_pipe_gets_progress_every_fifteen_seconds_at_most() -> None:
     ]
 
 
+def test_it_says_when_another_researcher_carries_on() -> None:
+    out = console()
+    with LiveView(out, clock=Clock()) as view:
+        view.event(dataclasses.replace(STARTED, researcher="llm"))
+        for proposed in (BASELINE.proposed, KEPT.proposed):
+            view.event(ProposalRefused("nov21", "", "no connection", "llm"))
+            view.event(dataclasses.replace(proposed, researcher="builtin"))
+        view.event(dataclasses.replace(WORSE.proposed, researcher="llm"))
+    assert printed(out).count("refused: no proposal (no connection)") == 2
+    assert printed(out).count("builtin carries on in place of llm") == 2
+
+
 @pytest.mark.parametrize("in_terminal", [False, True])
 def test_a_long_idea_is_one_line_in_a_pipe_and_harmless_everywhere(in_terminal: bool) -> None:
     out = console(in_terminal=in_terminal)

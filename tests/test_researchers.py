@@ -6,22 +6,26 @@ import ast
 import copy
 import dataclasses
 import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import refusal
-from autoresearch.interfaces import Researcher
-from autoresearch.records import Brief, Proposal
+from autoresearch.interfaces import Kit, Researcher
+from autoresearch.records import Brief, CrashKind, Failure, Proposal
 from autoresearch.registry import RESEARCHERS, find
 from autoresearch.researchers.builtin import BuiltinResearcher
 from autoresearch.researchers.scripted import ScriptedResearcher
 from campaigns import after, begun
 from lab_files import LAB
+from model_server import Heard, Say, model_server
 
 SCRIPT = [
     {"idea": "faster embeddings", "edits": [["train.py", "EMBEDDING_LR = 0.6", "EMBEDDING_LR = 0.7"]]},
@@ -29,63 +33,136 @@ SCRIPT = [
     {"idea": "more decay", "edits": [["train.py", "\nWEIGHT_DECAY = 0.2", "\nWEIGHT_DECAY = 0.3"]]},
     {"idea": "less decay", "edits": [["train.py", "\nWEIGHT_DECAY = 0.2", "\nWEIGHT_DECAY = 0.1"]]},
 ]
-MAKERS: dict[str, Callable[[], Researcher]] = {
-    "builtin": BuiltinResearcher,
-    "scripted": lambda: ScriptedResearcher(SCRIPT),
-}
+# Its answer is a function of its prompt: it sets the embeddings' learning rate to a number made from a digest of it.
+RATE = """
+import hashlib, re
+def rate(prompt):
+    return round(0.1 + int(hashlib.sha256(prompt.encode()).hexdigest()[:6], 16) / 2**24, 4)
+def edited(text, prompt):
+    return re.sub("^EMBEDDING_LR = .*$", f"EMBEDDING_LR = {rate(prompt)}", text, flags=re.MULTILINE)
+"""
+AGENT = f"""#!{sys.executable}
+{RATE}
+import pathlib, sys
+prompt = sys.stdin.read() or pathlib.Path(sys.argv[sys.argv.index("--message-file") + 1]).read_text()
+train = pathlib.Path("train.py")
+train.write_text(edited(train.read_text(), prompt))
+pathlib.Path("IDEA.md").write_text(f"embeddings at {{rate(prompt)}}\\nwhy: a digest says so\\n")
+"""
+OWN = f"""{RATE}
+from autoresearch.records import Proposal
+def propose(brief):
+    prompt = repr((len(brief.campaign.trials), brief.refusal))
+    return Proposal(f"embeddings at {{rate(prompt)}}", {{"train.py": edited(brief.files["train.py"], prompt)}})
+"""
+AGENTS = ("claude", "codex", "gemini", "opencode", "aider")
 
 
-@pytest.fixture(params=sorted(MAKERS))
-def make(request: pytest.FixtureRequest) -> Callable[[], Researcher]:
-    return MAKERS[request.param]
+def reply(heard: Heard) -> Say:
+    """What the scripted model says."""
+    space: dict[str, Any] = {}
+    exec(RATE, space)
+    prompt = json.dumps(heard.body["messages"])
+    train = re.search(r"^EMBEDDING_LR = .*$", heard.body["messages"][-1]["content"], re.MULTILINE)
+    assert train is not None
+    rate = space["rate"](prompt)
+    edit = f"<<<<<<< SEARCH train.py\n{train[0]}\n=======\nEMBEDDING_LR = {rate}\n>>>>>>> REPLACE\n"
+    return Say(f"idea: embeddings at {rate}\nwhy: a digest says so\nexpects: -0.001\n\n{edit}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def model() -> Iterator[str]:
+    """The address of a scripted language model."""
+    with model_server(reply) as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("researchers")
+
+
+@pytest.fixture(scope="module")
+def kit(place: Path, model: str) -> Kit:
+    """What the researchers are lent: stand-ins for the agents on the PATH, and the scripted model."""
+    programs = place / "programs"
+    programs.mkdir()
+    for name in (*AGENTS, "mine"):
+        (programs / name).write_text(AGENT)
+        (programs / name).chmod(0o755)
+    return Kit(
+        base_url=model,
+        environment={"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OPENAI_API_KEY": "sk-of-the-test"},
+        transcripts=place / "trials",
+        scratch=place / "scratch",
+    )
+
+
+@pytest.fixture(params=sorted(RESEARCHERS), scope="module")
+def make(request: pytest.FixtureRequest, kit: Kit, place: Path) -> Callable[[], Researcher]:
+    """Makes the researcher of a name afresh, as the registry does."""
+    (place / "own.py").write_text(OWN)
+    (place / "script.json").write_text(json.dumps(SCRIPT))
+    arguments = {
+        **dict.fromkeys(("llm", "llm+knobs"), "openai:scripted"),
+        "command": "mine",
+        "python": str(place / "own.py"),
+        "scripted": str(place / "script.json"),
+    }
+    return lambda: find("researcher", RESEARCHERS, request.param)(arguments.get(request.param, ""), kit)
+
+
+@pytest.fixture(scope="module")
 def brief() -> Brief:
     return begun({"train.py": (LAB / "train.py").read_text()})
 
 
-def briefs(make: Callable[[], Researcher], brief: Brief) -> list[Brief]:
-    """Briefs of several situations: at the start, after a keep, after a crash, after a refusal."""
-    kept = after(brief, make().propose(brief), 0.9)
-    crashed = after(kept, make().propose(kept), None)
-    return [brief, kept, crashed, dataclasses.replace(crashed, refusal="the same program was tried before")]
+@pytest.fixture(scope="module")
+def proposed(make: Callable[[], Researcher], brief: Brief) -> list[tuple[Brief, Proposal]]:
+    """What it proposes in several situations: at the start, after a keep, after a crash, after a refusal."""
+    first = make().propose(brief)
+    kept = after(brief, first, 0.9)
+    second = make().propose(kept)
+    crashed = after(kept, second, None)
+    refused = dataclasses.replace(crashed, refusal="the same program was tried before")
+    return [(brief, first), (kept, second), *((each, make().propose(each)) for each in (crashed, refused))]
 
 
-def test_a_proposal_passes_the_guard(make: Callable[[], Researcher], brief: Brief) -> None:
-    for each in briefs(make, brief):
-        proposal = make().propose(each)
-        tried = {trial.proposed.fingerprint: trial.number for trial in each.campaign.trials}
+Proposed = list[tuple[Brief, Proposal]]
+
+
+def test_a_proposal_passes_the_guard(proposed: Proposed) -> None:
+    for each, proposal in proposed:
+        tried = {trial.proposed.fingerprint: str(trial.number) for trial in each.campaign.trials}
         assert refusal(proposal, each.files, tried, ("train.py",)) is None
 
 
-def test_a_proposal_has_only_files_of_the_brief_and_they_parse(make: Callable[[], Researcher], brief: Brief) -> None:
-    for each in briefs(make, brief):
-        proposal = make().propose(each)
+def test_a_proposal_has_only_files_of_the_brief_and_they_parse(proposed: Proposed) -> None:
+    for each, proposal in proposed:
         assert proposal.files
         assert set(proposal.files) <= set(each.files)
         for text in proposal.files.values():
             ast.parse(text)
 
 
-def test_an_idea_is_one_line_without_tabs(make: Callable[[], Researcher], brief: Brief) -> None:
-    for each in briefs(make, brief):
-        idea = make().propose(each).idea
+def test_an_idea_is_one_line_without_tabs(proposed: Proposed) -> None:
+    for _, proposal in proposed:
+        idea = proposal.idea
         assert idea.strip() == idea != ""
         assert "\t" not in idea
         assert len(idea.splitlines()) == 1
 
 
-def test_a_note_survives_the_ledger(make: Callable[[], Researcher], brief: Brief) -> None:
-    for each in briefs(make, brief):
-        note = make().propose(each).note
+def test_a_note_survives_the_ledger(proposed: Proposed) -> None:
+    for _, proposal in proposed:
+        note = proposal.note
         assert json.loads(json.dumps(dict(note))) == dict(note)
         assert all(value is None or isinstance(value, str | int | float | bool) for value in note.values())
 
 
-def test_the_same_brief_gives_the_same_proposal(make: Callable[[], Researcher], brief: Brief) -> None:
-    for each in briefs(make, brief):
-        assert make().propose(each) == make().propose(each)
+def test_the_same_brief_gives_the_same_proposal(make: Callable[[], Researcher], proposed: Proposed) -> None:
+    for each, proposal in proposed:
+        assert make().propose(each) == proposal
 
 
 def test_a_researcher_at_work_goes_on_like_a_fresh_one(make: Callable[[], Researcher], brief: Brief) -> None:
@@ -104,11 +181,11 @@ def test_a_brief_is_not_changed(make: Callable[[], Researcher], brief: Brief) ->
 
 def test_a_refused_proposal_is_not_repeated(make: Callable[[], Researcher], brief: Brief) -> None:
     researcher, seen = make(), []
-    for _ in range(3):
+    for number in range(3):
         proposal = researcher.propose(brief)
         assert proposal.files not in seen
         seen.append(proposal.files)
-        brief = dataclasses.replace(brief, refusal="no")
+        brief = dataclasses.replace(brief, refusal=f"no, for the {number + 1}. time")
 
 
 def test_a_fresh_researcher_passes_over_a_refused_proposal(make: Callable[[], Researcher], brief: Brief) -> None:
@@ -116,11 +193,18 @@ def test_a_fresh_researcher_passes_over_a_refused_proposal(make: Callable[[], Re
     assert make().propose(dataclasses.replace(brief, refusal="no")).files != refused.files
 
 
+def test_a_crash_is_answered_with_a_proposal_that_may_run(make: Callable[[], Researcher], brief: Brief) -> None:
+    first = make().propose(brief)
+    crashed = after(brief, first, None)
+    files = {**brief.files, **first.files}
+    failure = Failure(1, first.idea, CrashKind.OUT_OF_MEMORY, "MemoryError", "+x", files, 1, 2, "halve it")
+    proposal = make().propose(dataclasses.replace(crashed, failure=failure))
+    tried = {trial.proposed.fingerprint: str(trial.number) for trial in crashed.campaign.trials}
+    assert refusal(proposal, brief.files, tried, ("train.py",)) is None
+    assert proposal.repairs in (None, 1)
+
+
 # ---------------------------------------------------------------- the registry
-
-
-def test_every_registered_researcher_is_in_this_suite() -> None:
-    assert set(MAKERS) == set(RESEARCHERS)
 
 
 def test_a_researcher_is_made_from_its_name_and_the_text_after_a_colon(tmp_path: Path, brief: Brief) -> None:
@@ -131,7 +215,8 @@ def test_a_researcher_is_made_from_its_name_and_the_text_after_a_colon(tmp_path:
 
 
 def test_the_name_of_a_researcher_is_the_one_it_is_registered_by() -> None:
-    assert {name: find("researcher", RESEARCHERS, name).name for name in RESEARCHERS} == {n: n for n in RESEARCHERS}
+    for name, path in RESEARCHERS.items():
+        assert find("researcher", {name: path}, name).name == name
 
 
 def test_the_builtin_researcher_takes_no_text_after_a_colon() -> None:

@@ -46,6 +46,10 @@ def show_status(campaign: Campaign, report: Report, running: bool, console: Cons
     say(console, label("set-up", set_up(started)), *_counts(report))
     if under_way:
         say(console, label("under way", f"#{under_way.number} {under_way.proposed.idea}"))
+    if campaign.tokens or campaign.refused:
+        cost = f", {campaign.usd:.2f} USD" if campaign.usd else ""
+        refused = f"{len(campaign.refused)} proposals refused"
+        say(console, label("researcher", f"{campaign.tokens:,} tokens{cost}, {refused}"))
     for trial in campaign.finished[-RECENT:]:
         if trial.verdict:
             style = COLOURS[trial.verdict.status]
