@@ -55,7 +55,7 @@ HEAVY = {
     *("pydantic_ai", "openai", "anthropic", "mcp", "mcp_types", "arxiv", "pypdf"),
 }
 # Imported only when chosen, so that their heavy libraries may stand at the top.
-BACKENDS = ("researchers.builtin", "researchers.conversation", "views.chart")
+BACKENDS = ("researchers.builtin", "researchers.dialogue.conversation", "views.chart")
 LAB = PACKAGE / "lab"
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Status
-from autoresearch.researchers import constants
-from autoresearch.researchers.builtin import DECK_EVERY, DECK_FIRST, BuiltinResearcher, fit_batches
-from autoresearch.researchers.deck import DECK
+from autoresearch.records import Archive, Brief, CrashKind, Failure, Proposal, Status
+from autoresearch.researchers.builtin import BuiltinResearcher, single_move
+from autoresearch.researchers.search import constants
+from autoresearch.researchers.search.deck import DECK
+from autoresearch.researchers.search.history import moves_of, pasts_of
 from campaigns import Files, after, begun, driven, run_of
 from lab_files import LAB
 
@@ -67,27 +68,42 @@ def test_nothing_is_proposed_twice(forty: Brief) -> None:
 
 
 def test_a_campaign_goes_on_identically_after_a_restart(forty: Brief) -> None:
-    half = driven(BuiltinResearcher(), start(), bowl, 20)
-    assert fingerprints(driven(BuiltinResearcher(), half, bowl, 20)) == fingerprints(forty)
+    some = driven(BuiltinResearcher(), start(), bowl, 4)
+    assert fingerprints(driven(BuiltinResearcher(), some, bowl, 4)) == fingerprints(forty)[:9]
 
 
 def test_other_seeds_search_otherwise() -> None:
-    one, other = (driven(BuiltinResearcher(kit=Kit(seed=seed)), start(), bowl, 12) for seed in (0, 1))
+    one, other = (driven(BuiltinResearcher(kit=Kit(seed=seed)), start(), bowl, 6) for seed in (0, 1))
     assert fingerprints(one) != fingerprints(other)
 
 
-def test_the_deck_comes_first_then_now_and_then(forty: Brief) -> None:
-    decks = [name is not None for name in note(forty, "deck")]
-    assert all(decks[:DECK_FIRST])
-    assert [turn for turn, is_deck in enumerate(decks) if is_deck and turn >= DECK_FIRST] == [
-        turn for turn in range(DECK_FIRST, 40) if turn % DECK_EVERY == 0
-    ]
+def test_what_the_evidence_speaks_for_comes_first(forty: Brief) -> None:
+    assert note(forty, "deck")[0] == "halve-batch"
 
 
 def test_a_kept_halving_of_the_batch_is_repeated_until_it_fails(forty: Brief) -> None:
-    assert note(forty, "deck")[:5] == ["halve-batch"] * 4 + [DECK[1].name]
+    assert note(forty, "knob")[:4] == ["TOTAL_BATCH_SIZE"] * 4
     verdicts = [trial.verdict.status for trial in forty.campaign.trials[1:5] if trial.verdict]
     assert verdicts == [Status.KEEP] * 3 + [Status.DISCARD]
+
+
+def test_patches_and_constants_both_have_their_turns(forty: Brief) -> None:
+    decks = [name is not None for name in note(forty, "deck")]
+    assert 5 < sum(decks) < 35
+
+
+def test_two_near_misses_are_tried_together(forty: Brief) -> None:
+    both = [trial for trial in forty.campaign.trials[1:] if len(moves_of(trial)) == 2]
+    assert both
+    for trial in both:
+        alone = {m.subject for past in forty.campaign.trials[1 : trial.number] for m in moves_of(past)}
+        assert {move.subject for move in moves_of(trial)} <= alone
+
+
+def test_a_proposal_says_why_and_what_it_expects() -> None:
+    proposal = BuiltinResearcher().propose(start())
+    assert "H100" in proposal.why
+    assert "about -" in proposal.expects
 
 
 def test_ideas_name_the_constants_that_move(forty: Brief) -> None:
@@ -98,14 +114,19 @@ def test_ideas_name_the_constants_that_move(forty: Brief) -> None:
     assert all(ideas)
 
 
-def test_one_proposal_among_five_hundred_trials_takes_half_a_second(forty: Brief) -> None:
+def test_one_proposal_among_five_hundred_trials_takes_less_than_a_second(forty: Brief) -> None:
     some = forty.campaign.trials
-    many = [dataclasses.replace(trial, runs=(run_of(0, 2.0 + place % 7),)) for place, trial in enumerate(some * 13)]
+    many = [
+        dataclasses.replace(
+            trial, proposed=dataclasses.replace(trial.proposed, trial=place), runs=(run_of(0, 2.0 + place % 7),)
+        )
+        for place, trial in enumerate(some * 13)
+    ]
     brief = dataclasses.replace(forty, campaign=dataclasses.replace(forty.campaign, trials=tuple(many)))
     begin = time.process_time()
     BuiltinResearcher().propose(brief)
     assert len(many) > 500
-    assert time.process_time() - begin < 0.5
+    assert time.process_time() - begin < 1.0
 
 
 # ---------------------------------------------------------------- what it leaves out, and what it learns
@@ -146,7 +167,7 @@ def test_what_crashed_or_clearly_hurt_is_not_tried_again_or_exceeded(outcome: fl
     failed: list[tuple[float, float]] = []
     for trial in brief.campaign.trials[1:]:
         past = trial.proposed.note
-        if past["knob"] == "RATE":
+        if past.get("knob") == "RATE":
             old, new = float(str(past["from"])), float(str(past["to"]))
             assert not any(old == start and new >= end for start, end in failed)
             failed += [(old, new)] if new > 0.5 else []
@@ -154,9 +175,9 @@ def test_what_crashed_or_clearly_hurt_is_not_tried_again_or_exceeded(outcome: fl
 
 
 def test_a_discarded_patch_waits_until_the_others_were_tried() -> None:
-    brief = driven(BuiltinResearcher(), start(), lambda files: 1.3, 50)
+    brief = driven(BuiltinResearcher(), start(), lambda files: 1.3, 12)
     decks = [name for name in note(brief, "deck") if name]
-    assert len(decks) == len(set(decks)) > 18
+    assert len(decks) == len(set(decks)) > 3
 
 
 def test_optuna_finds_the_constant_that_matters() -> None:
@@ -169,7 +190,7 @@ def test_optuna_finds_the_constant_that_matters() -> None:
 
     brief = driven(BuiltinResearcher(), begun({"train.py": source}, 1.3), objective, 40)
     moves = note(brief, "knob")
-    assert moves.count("KNOB_C") > 1.5 * 40 / 8
+    assert moves.count("KNOB_C") > 1.2 * 40 / 8
     assert brief.campaign.incumbent is not None
     assert brief.campaign.incumbent.val_bpb is not None
     assert brief.campaign.incumbent.val_bpb < 1.1
@@ -192,6 +213,80 @@ def test_a_trial_without_a_verdict_is_not_proposed_again() -> None:
     assert BuiltinResearcher().propose(waiting).files != proposal.files
 
 
+def test_a_structure_that_also_sets_a_constant_is_no_move_of_that_constant() -> None:
+    patch = next(patch for patch in DECK if patch.name == "falling-momentum")
+    edited = patch.apply(SHIPPED)
+    assert edited is not None
+    assert single_move(SHIPPED, edited) is None
+    assert single_move(SHIPPED, constants.replace(SHIPPED, {"MUON_MOMENTUM": 0.97})) is not None
+
+
+# ---------------------------------------------------------------- plateaus and crashes
+
+
+def on_a_plateau(trials: int) -> tuple[Brief, dict[int, Files]]:
+    """A campaign in which the first moves were kept and nothing after them, with what each trial ran with."""
+    brief = start()
+    ran: dict[int, Files] = {0: brief.files}
+    for number in range(1, trials + 1):
+        proposal = BuiltinResearcher().propose(brief)
+        ran[number] = {**brief.files, **proposal.files}
+        brief = after(brief, proposal, 1.1 - number / 100 if number < 4 else 1.2)
+    return brief, ran
+
+
+def test_a_plateau_leads_back_to_an_earlier_keep() -> None:
+    brief, ran = on_a_plateau(13)
+    proposal = BuiltinResearcher().propose(dataclasses.replace(brief, archive=Archive(files=lambda n: ran[n])))
+    assert proposal.note["rewound"] in (0, 1, 2)
+    assert proposal.idea.startswith("back to trial ")
+    assert "rewound" not in BuiltinResearcher().propose(brief).note  # where nothing is archived
+
+
+def test_a_rewound_trial_counts_without_what_was_taken_back() -> None:
+    brief, ran = on_a_plateau(13)
+    brief = dataclasses.replace(brief, archive=Archive(files=lambda n: ran[n]))
+    proposal = BuiltinResearcher().propose(brief)
+    last = pasts_of(after(brief, proposal, 1.0).campaign)[-1]
+    assert last.chain == (*range(1, int(str(proposal.note["rewound"])) + 1), 14)
+
+
+def test_a_plateau_leads_to_a_structure_that_was_not_tried() -> None:
+    brief, _ = on_a_plateau(11)
+    proposal = BuiltinResearcher().propose(brief)
+    assert proposal.note["deck"] not in note(brief, "deck")
+
+
+def crashed(kind: CrashKind, source: str = SHIPPED) -> Brief:
+    brief = start()
+    proposal = BuiltinResearcher().propose(brief)
+    files = {"train.py": source}
+    failure = Failure(1, proposal.idea, kind, "", "", files, attempt=1, attempts=1)
+    return dataclasses.replace(after(brief, proposal, None), failure=failure)
+
+
+def test_out_of_memory_is_mended_by_half_the_device_batch() -> None:
+    brief = crashed(CrashKind.OUT_OF_MEMORY)
+    proposal = BuiltinResearcher().propose(brief)
+    assert constants.find(proposal.files["train.py"])["DEVICE_BATCH_SIZE"].value == 64
+    assert proposal.repairs == 1
+    assert proposal.note == brief.campaign.trials[1].proposed.note
+    assert proposal.idea.endswith(", device batch halved after running out of memory")
+
+
+def test_other_crashes_are_left_alone() -> None:
+    assert BuiltinResearcher().propose(crashed(CrashKind.NOT_FINITE)).repairs is None
+    single = constants.replace(SHIPPED, {"DEVICE_BATCH_SIZE": 1})
+    assert BuiltinResearcher().propose(crashed(CrashKind.OUT_OF_MEMORY, single)).repairs is None
+
+
+@pytest.mark.parametrize("moves", ["", "[]", "{}", "[1]", '[{"arm": 3}]', '[{"arm": "x", "kind": "y", "step": "z"}]'])
+def test_a_note_that_says_nothing_is_one_unknown_move(moves: str) -> None:
+    brief = after(start(), Proposal("other", {"train.py": SHIPPED + "\nX = 1\n"}, {"moves": moves}), 1.1)
+    assert moves_of(brief.campaign.trials[1])[0].kind == "unknown"
+    assert BuiltinResearcher().propose(brief).files
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -212,36 +307,3 @@ def test_a_train_py_that_does_not_parse_is_one_clear_sentence() -> None:
 def test_without_a_python_file_there_is_nothing_to_propose() -> None:
     with pytest.raises(Exhausted, match="no Python file"):
         BuiltinResearcher().propose(begun({"notes.txt": "x"}))
-
-
-# ---------------------------------------------------------------- batches
-
-
-def batches(total: int, device: int) -> str:
-    return f"TOTAL_BATCH_SIZE = {total}\nDEVICE_BATCH_SIZE = {device}\nprint(TOTAL_BATCH_SIZE, DEVICE_BATCH_SIZE)\n"
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "context", "expected"),
-    [
-        ((4096, 8), (2048, 8), 256, (2048, 8)),
-        ((2048, 8), (1024, 8), 256, (1024, 4)),
-        ((2048, 8), (1024, 8), None, (1024, 4)),
-        ((2048, 8), (4096, 8), None, (4096, 8)),
-        ((2048, 1), (1024, 1), None, (1024, 1)),
-        ((512, 2), (256, 2), 256, (256, 1)),
-        ((256, 1), (128, 1), 256, None),
-        ((2048, 8), (2048, 16), 256, None),
-        ((4096, 8), (4096, 16), 256, (4096, 16)),
-        ((4096, 8), (4096, 16), None, None),
-        ((4096, 8), (4096, 4), None, (4096, 4)),
-    ],
-)
-def test_the_device_batch_always_divides_the_total_batch(
-    old: tuple[int, int], new: tuple[int, int], context: int | None, expected: tuple[int, int] | None
-) -> None:
-    assert fit_batches(batches(*old), batches(*new), context) == (batches(*expected) if expected else None)
-
-
-def test_a_file_without_batches_is_left_as_it_was_edited() -> None:
-    assert fit_batches(SMALL, SMALL.replace("0.5", "0.7"), None) == SMALL.replace("0.5", "0.7")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoresearch.researchers import constants
-from autoresearch.researchers.constants import Constant, Kind, Value, changes, find, moved, replace, shown
+from autoresearch.researchers.search import constants
+from autoresearch.researchers.search.constants import Constant, Kind, Value, changes, find, moved, replace, shown
 from lab_files import LAB
 
 TEXT = """\

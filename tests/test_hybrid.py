@@ -13,9 +13,9 @@ from autoresearch.errors import NoProposal, UserError
 from autoresearch.guard import refusal
 from autoresearch.interfaces import Kit
 from autoresearch.records import Archive, Brief, CrashKind, Failure, Proposal, ProposalRefused, Scalar
-from autoresearch.researchers.constants import find
 from autoresearch.researchers.hybrid import MOST_TRIALS, TRIALS_PER_KNOB, HybridResearcher
 from autoresearch.researchers.scripted import ScriptedResearcher
+from autoresearch.researchers.search.constants import find
 from campaigns import after, begun
 from model_server import Say, model_server
 

@@ -19,7 +19,7 @@ from autoresearch.loop import run_campaign
 from autoresearch.process import MARK
 from autoresearch.proposing import Answer, check
 from autoresearch.records import Campaign, Proposal, ProposalRefused, Status
-from autoresearch.researchers.reply import ReplyError, parse
+from autoresearch.researchers.dialogue.reply import ReplyError, parse
 from autoresearch.stages import Stages
 from conftest import stages
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from autoresearch.researchers.blocks import ReplyError
-from autoresearch.researchers.reply import LONGEST, Knob, Reply, parse
+from autoresearch.researchers.dialogue.blocks import ReplyError
+from autoresearch.researchers.dialogue.reply import LONGEST, Knob, Reply, parse
 
 SOURCE = """\
 import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoresearch.researchers.rewriting import define, insert, rewrite
+from autoresearch.researchers.search.rewriting import define, insert, rewrite
 
 TEXT = """\
 # héllo: a comment that is longer in bytes than in characters

@@ -1,4 +1,4 @@
-"""The researcher that needs no language model: a deck of known patches, and Optuna over the file's constants.
+"""The researcher that needs no language model: a bandit over known patches and moves of the file's constants.
 
 All its memory is the campaign's trials and the notes that they carry; it never touches a seed.
 """
@@ -6,52 +6,41 @@ All its memory is the campaign's trials and the notes that they carry; it never 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import optuna
+from functools import cached_property
 
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import fingerprint, syntax_problem
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Campaign, Proposal, Scalar, Status
-from autoresearch.researchers import constants
-from autoresearch.researchers.constants import CONTINUOUS, Constant
-from autoresearch.researchers.deck import DECK, Patch
+from autoresearch.records import Brief, CrashKind, Proposal, Scalar
+from autoresearch.researchers.search import bandit, constants, knobs
+from autoresearch.researchers.search.bandit import Belief
+from autoresearch.researchers.search.batches import (
+    DEVICE,
+    TOTAL,
+    context_length,
+    fit_batches,
+    halved_device_batch,
+    is_idle,
+)
+from autoresearch.researchers.search.constants import Constant
+from autoresearch.researchers.search.deck import DECK
+from autoresearch.researchers.search.editing import Patch
+from autoresearch.researchers.search.history import Move, Past, is_bad, known_bad, noise_of, note_of, pasts_of
 
-DECK_FIRST = 6  # proposals that come from the deck before the constants have a turn
-DECK_EVERY = 3  # from then on one proposal in so many is the deck's, while it lasts
+PAIR_EVERY = 6  # one proposal in so many recombines two near-misses, where there are any
+NEAR = 1.0  # a discarded move is a near-miss if it cost no more than so many times the noise
+NEAR_MISSES = 6  # the best of them that are paired
+PLATEAU = 8  # trials without a keep after which structures and rewinds have their turns
+REWIND_TO = 4  # keeps before the incumbent from which one is chosen
 RETRY_AFTER = 5  # keeps after which a discarded patch may be tried again, on what is another program by then
-CLEARLY = 0.003  # a relative rise of val_bpb above this is no seed's luck
-CRASHED = 1.0  # the relative rise that Optuna is told for a crash
-STARTUP_TRIALS = 4  # moves chosen at random before Optuna's estimator has a say
-ASKS = 16  # answers of Optuna's tried for one proposal, the first half of them rounded to the usual factors
-PATIENCE = 200  # steps looked at before one that goes further than a bad one is better than none
-FALLBACKS = 600  # random steps tried after that, with ever more digits
-
-TOTAL, DEVICE, CONTEXT = "TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN"
-
-Note = Mapping[str, Scalar]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a past proposal; `change` is of val_bpb, relative to its parent's (negative is better)."""
-
-    note: Note
-    kept: bool
-    crashed: bool
-    change: float | None
-
-    @property
-    def is_bad(self) -> bool:
-        return self.crashed or (self.change is not None and self.change > CLEARLY)
 
 
 class BuiltinResearcher:
-    """Proposes the deck's best-evidenced patches first, then moves of constants with a patch in between."""
+    """Proposes what the bandit believes in most; on a plateau a structure or a start from an earlier keep."""
 
     name = "builtin"
 
@@ -72,11 +61,10 @@ class BuiltinResearcher:
         trials = len(brief.campaign.trials)
         if brief.refusal is None:
             self._refused.clear()
+        elif self._last is None or self._last[0] != trials:
+            self._refused = {self._choose(brief, set())[1]}
         else:
-            if self._last is None or self._last[0] != trials:
-                self._refused = {self._choose(brief, set())[1]}
-            else:
-                self._refused.add(self._last[1])
+            self._refused.add(self._last[1])
         proposal, mark = self._choose(brief, self._refused)
         self._last = trials, mark
         return proposal
@@ -85,12 +73,21 @@ class BuiltinResearcher:
         """The first candidate that is new, and its fingerprint."""
         path = editable_file(brief)
         tried = {trial.proposed.fingerprint for trial in brief.campaign.trials}
-        tried |= refused | {fingerprint(brief.files)}
+        tried |= refused | {mark_of(brief.files)}
         for proposal in candidates(path, brief, self._seed):
-            mark = fingerprint({**brief.files, **proposal.files})
+            mark = mark_of({**brief.files, **proposal.files})
             if mark not in tried:
                 return proposal, mark
         raise Exhausted(f"no known patch applies to {path} and no constant in it can be moved")
+
+
+def mark_of(files: Mapping[str, str]) -> str:
+    return _mark_of(tuple(files.items()))
+
+
+@functools.lru_cache(maxsize=64)  # the same programs come again in each brief, and to compare syntax takes long
+def _mark_of(files: tuple[tuple[str, str], ...]) -> str:
+    return fingerprint(dict(files))
 
 
 def editable_file(brief: Brief) -> str:
@@ -105,34 +102,139 @@ def editable_file(brief: Brief) -> str:
     return path
 
 
-# ---------------------------------------------------------------- the past
+# ---------------------------------------------------------------- what there is to choose from
 
 
-def outcomes_of(campaign: Campaign) -> list[Outcome]:
-    """The campaign's trials after the baseline, by what became of them."""
-    bpb = {trial.proposed.commit: trial.val_bpb for trial in campaign.trials}
-    outcomes = []
-    for trial in campaign.trials[1:]:
-        status = trial.verdict.status if trial.verdict else None
-        before, after = bpb.get(trial.proposed.parent), trial.val_bpb
-        change = (after - before) / before if before and after is not None else None
-        kept, crashed = status is Status.KEEP, status is Status.CRASH
-        outcomes.append(Outcome(trial.proposed.note, kept, crashed, change))
-    return outcomes
+@dataclass(frozen=True)
+class Option:
+    """Moves to be made together, and the patches that make them where no constant does."""
+
+    moves: tuple[Move, ...]
+    patches: tuple[Patch | None, ...]
 
 
-def known_bad(old: Constant, new: Constant, outcomes: Sequence[Outcome], *, beyond: bool = True) -> bool:
-    """Whether this move, or (`beyond`) a shorter one in its direction, crashed or clearly hurt from the same value."""
-    step = constants.step_between(old, new)
-    for outcome in outcomes:
-        note = outcome.note
-        past = note.get("step")
-        same_start = note.get("knob") == old.name and note.get("from") == old.text
-        if not (outcome.is_bad and same_start and isinstance(past, int | float)):
-            continue
-        if note.get("to") == new.text or (beyond and past * step > 0 and abs(step) >= abs(past)):
+@dataclass(frozen=True)
+class Edited:
+    """A source after an option's moves, which now say what exactly was done; `idea` and `why` are for people."""
+
+    source: str
+    moves: tuple[Move, ...]
+    idea: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that choosing needs: the source to start from, the past, and how noisy it is."""
+
+    path: str
+    source: str
+    context: int | None
+    pasts: Sequence[Past]
+    noise: float
+    seed: int
+    desperate: bool = False  # nothing else is left: go beyond what clearly hurt
+
+    @cached_property
+    def options(self) -> list[Option]:
+        """Every patch that may be tried and every constant up and down."""
+        patches = [Option((patch_move(patch),), (patch,)) for patch in DECK if self._may_try(patch)]
+        gains = {patch.arm: patch.gain for patch in reversed(DECK)}
+        movable = {name: c for name, c in constants.find(self.source).items() if c.kind}
+        return patches + [Option((move,), (None,)) for move in knobs.arms(movable, gains)]
+
+    def _may_try(self, patch: Patch) -> bool:
+        """Whether it was kept or not tried so far; or lately only on what was another program, and did no harm."""
+        places = [place for place, past in enumerate(self.pasts) if any(m.patch == patch.name for m in past.moves)]
+        if not places or self.pasts[places[-1]].kept:
             return True
-    return False
+        later = sum(past.kept for past in self.pasts[places[-1] + 1 :])
+        return not is_bad(self.pasts[places[-1]], self.noise) and later >= RETRY_AFTER
+
+    def ranked(self, options: Sequence[Option]) -> list[tuple[Option, Belief]]:
+        """The options by what a sample of the beliefs says that they gain."""
+        found = bandit.beliefs(self.pasts, [option.moves for option in options], self.noise, self.seed)
+        return sorted(zip(options, found, strict=True), key=lambda pair: pair[1].drawn)
+
+    def edited(self, option: Option) -> Iterator[Edited]:
+        """The ways to carry an option out, of several moves at once the first; none where it does not fit."""
+        parts = list(zip(option.moves, option.patches, strict=True))
+        if len(parts) == 1:
+            yield from self._carried_out(self.source, *parts[0])
+            return
+        whole: Edited | None = Edited(self.source, (), "", "")
+        for move, patch in parts:
+            part = next(self._carried_out(whole.source, move, patch), None) if whole else None
+            whole = joined(whole, part) if whole and part else None
+        if whole:
+            yield whole
+
+    def _carried_out(self, source: str, move: Move, patch: Patch | None) -> Iterator[Edited]:
+        return self._patched(source, patch) if patch else self._moved(source, move)
+
+    def _patched(self, source: str, patch: Patch) -> Iterator[Edited]:
+        edited = patch.apply(source)
+        fitted = fit_batches(source, edited, self.context) if edited else None
+        if fitted is None or syntax_problem(self.path, fitted) or is_idle(source, fitted):
+            return
+        move, pair = patch_move(patch), single_move(source, fitted)
+        if pair:
+            if known_bad(*pair, self.pasts, self.noise):
+                return
+            move = exact(move, *pair)
+        yield Edited(fitted, (move,), patch.idea, patch.evidence)
+
+    def _moved(self, source: str, move: Move) -> Iterator[Edited]:
+        old = constants.find(source).get(move.knob)
+        if old is None:
+            return
+        ways = [(move.step, 2)] if move.after else knobs.steps(old, move.subject[1], self.pasts, self.seed)
+        for step, digits in ways:
+            new = knobs.variant(old, step, digits)
+            if new is None or known_bad(old, new, self.pasts, self.noise, beyond=not self.desperate):
+                continue
+            edited = constants.replace(source, {old.name: new.value})
+            fitted = fit_batches(source, edited, self.context)
+            if fitted and not is_idle(source, fitted):
+                yield Edited(fitted, (exact(move, old, new),), "", record_of(move, self.pasts))
+
+
+def patch_move(patch: Patch) -> Move:
+    return Move(patch.arm, patch.kind, patch.gain, patch=patch.name)
+
+
+def exact(move: Move, old: Constant, new: Constant) -> Move:
+    step = constants.step_between(old, new)
+    return dataclasses.replace(move, knob=old.name, before=old.text, after=new.text, step=step)
+
+
+def joined(first: Edited, second: Edited) -> Edited:
+    """The second on top of the first."""
+    ideas, reasons = ([text for text in pair if text] for pair in ((first.idea, second.idea), (first.why, second.why)))
+    return Edited(second.source, first.moves + second.moves, ", and ".join(ideas), "; ".join(reasons))
+
+
+def record_of(move: Move, pasts: Sequence[Past]) -> str:
+    """What the campaign has seen of a constant's moves, in words."""
+    seen = [
+        f"{past.moves[0].arm} {past.change:+.2%} in trial {past.trial}"
+        for past in pasts
+        if len(past.moves) == 1 and past.moves[0].knob == move.knob and past.change is not None
+    ]
+    return "so far " + ", ".join(seen[-3:]) if seen else f"{move.knob} was not moved in this campaign"
+
+
+def single_move(source: str, edited: str) -> tuple[Constant, Constant] | None:
+    """The constant that alone differs between two sources, before and after; None if it is none, several, or more.
+
+    The device batch follows the total batch, so that it does not count beside it.
+    """
+    changed = constants.changes(source, edited)
+    if constants.replace(source, {name: new.value for name, (_, new) in changed.items()}) != edited:
+        return None
+    if TOTAL in changed:
+        changed.pop(DEVICE, None)
+    return next(iter(changed.values())) if len(changed) == 1 else None
 
 
 # ---------------------------------------------------------------- candidates, the preferred first
@@ -140,165 +242,87 @@ def known_bad(old: Constant, new: Constant, outcomes: Sequence[Outcome], *, beyo
 
 def candidates(path: str, brief: Brief, seed: int) -> Iterator[Proposal]:
     """Every change that could be proposed now, as it stands in the order of preference."""
-    outcomes = outcomes_of(brief.campaign)
-    turn = len(outcomes)
-    source, context = brief.files[path], context_length({**brief.frozen, **brief.files})
-    decks_turn = turn < DECK_FIRST or turn % DECK_EVERY == 0
-    knobs = {name: c for name, c in constants.find(source).items() if c.kind}
-    moves = knob_moves(source, knobs, outcomes, f"{seed}-{turn}")
-    patched = deck_moves(source, outcomes)
-    # Both are generators: the second is only drawn from when the first has nothing new.
-    for edits in (patched, moves) if decks_turn else (moves, patched):
-        for edited, idea, note in edits:
-            fitted = fit_batches(source, edited, context)
-            if fitted:
-                yield as_proposal(path, source, fitted, idea, note)
+    yield from repairs(path, brief)
+    pasts = pasts_of(brief.campaign)
+    noise = noise_of(brief.campaign, pasts)
+    drawn = random.Random(f"{seed}-{len(pasts)}").randrange(2**31)
+    bench = Bench(path, brief.files[path], context_length({**brief.frozen, **brief.files}), pasts, noise, drawn)
+    since = next((turn for turn, past in enumerate(reversed(pasts)) if past.kept), len(pasts))
+    if since >= PLATEAU and since % 4 == 2:
+        yield from rewinds(brief, bench)
+    if since >= PLATEAU and since % 4 == 0:
+        tried = {move.patch for past in pasts for move in past.moves}
+        structures = [o for o in bench.options if o.patches[0] and o.moves[0].patch not in tried]
+        yield from proposals(bench, structures)
+    elif pasts and len(pasts) % PAIR_EVERY == 0:
+        yield from proposals(bench, pairs(bench))
+    yield from proposals(bench, bench.options)
+    yield from proposals(dataclasses.replace(bench, desperate=True), bench.options)
 
 
-def single_move(source: str, edited: str) -> tuple[Constant, Constant] | None:
-    """The constant that differs between two sources, before and after; None if it is none or several.
-
-    The device batch follows the total batch, so that it does not count beside it.
-    """
-    changed = constants.changes(source, edited)
-    if TOTAL in changed:
-        changed.pop(DEVICE, None)
-    return next(iter(changed.values())) if len(changed) == 1 else None
+def proposals(bench: Bench, options: Sequence[Option], **note: Scalar) -> Iterator[Proposal]:
+    for option, belief in bench.ranked(options):
+        for edited in bench.edited(option):
+            yield as_proposal(bench, edited, belief, note)
 
 
-def as_proposal(path: str, source: str, edited: str, idea: str, note: Note) -> Proposal:
+def as_proposal(bench: Bench, edited: Edited, belief: Belief, note: dict[str, Scalar]) -> Proposal:
     """The proposal, with its constants' changes in words and in the note."""
-    changed = constants.changes(source, edited).items()
+    changed = constants.changes(bench.source, edited.source).items()
     numbers = ", ".join(f"{name} {constants.shown(a.value)} to {constants.shown(b.value)}" for name, (a, b) in changed)
-    words = f"{idea}: {numbers}" if idea and numbers else idea or numbers
-    move: dict[str, Scalar] = {}
-    pair = single_move(source, edited)
-    if pair:
-        old, new = pair
-        move = {"knob": old.name, "from": old.text, "to": new.text, "step": constants.step_between(old, new)}
-    return Proposal(idea=words, files={path: edited}, note={**note, **move})
+    words = f"{edited.idea}: {numbers}" if edited.idea and numbers else edited.idea or numbers
+    if "rewound" in note:
+        words = f"back to trial {note['rewound']}, then {words}"
+    return Proposal(
+        idea=words,
+        files={bench.path: edited.source},
+        note={**note_of(edited.moves), **note},
+        why=edited.why,
+        expects=f"a change of about {belief.mean:+.2%}, give or take {belief.deviation:.2%}",
+    )
 
 
-# ---------------------------------------------------------------- batches
+def pairs(bench: Bench) -> list[Option]:
+    """The best near-misses, two at a time: small losses may be luck, and what was lost alone may gain together."""
+    latest = {past.moves[0].subject: past for past in bench.pasts if len(past.moves) == 1}
+    near = [
+        (past.change, past.moves[0])
+        for past in latest.values()
+        if not past.kept and past.change is not None and past.change <= NEAR * bench.noise
+    ]
+    known = {patch.name: patch for patch in DECK}
+    usable = [move for _, move in sorted(near, key=lambda item: item[0]) if move.knob or move.patch in known]
+    best = [(move, known.get(move.patch)) for move in usable[:NEAR_MISSES]]
+    return [Option((a, b), (p, q)) for i, (a, p) in enumerate(best) for b, q in best[i + 1 :]]
 
 
-def context_length(files: Mapping[str, str]) -> int | None:
-    """Tokens of a row, where one of the files says so."""
-    for path, text in files.items():
-        if path.endswith(".py") and CONTEXT in text and not syntax_problem(path, text):
-            constant = constants.find(text).get(CONTEXT)
-            if constant and isinstance(constant.value, int):
-                return constant.value
-    return None
+def rewinds(brief: Brief, bench: Bench) -> Iterator[Proposal]:
+    """The best options on top of an earlier keep: of the latest ones that which is believed to be the best."""
+    kept = [brief.campaign.trials[0].number, *(past.trial for past in bench.pasts if past.kept)][:-1][-REWIND_TO:]
+    believed = bandit.levels(bench.pasts, kept, bench.noise)
+    for trial in sorted(kept, key=lambda number: (believed[number], -number)):
+        source = brief.archive.files(trial).get(bench.path)
+        if source and not syntax_problem(bench.path, source):
+            earlier = dataclasses.replace(bench, source=source)
+            yield from proposals(earlier, earlier.options, rewound=trial)
 
 
-def fit_batches(source: str, edited: str, context: int | None) -> str | None:
-    """Lower the device batch where the edited total batch is no longer a multiple of it; None if that fails.
-
-    With an unknown context the device batch is halved whenever the total is, and neither rises alone.
-    """
-    changed = constants.changes(source, edited)
-    found = constants.find(edited)
-    if not ({TOTAL, DEVICE} & set(changed)) or not {TOTAL, DEVICE} <= set(found):
-        return edited
-    total, device = int(found[TOTAL].value), int(found[DEVICE].value)
-    if DEVICE in changed:
-        old = int(changed[DEVICE][0].value)
-        fits = total % (device * context) == 0 if context else device <= old
-        return edited if fits else None
-    if context is None:
-        factor = total / int(changed[TOTAL][0].value)
-        fitting = max(int(device * min(factor, 1)), 1)
-    else:
-        fitting = math.gcd(device, total // context) if total % context == 0 else 0
-    return constants.replace(edited, {DEVICE: fitting}) if fitting else None
+# ---------------------------------------------------------------- repairs
 
 
-# ---------------------------------------------------------------- patches of the deck
-
-
-def deck_moves(source: str, outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, Note]]:
-    """The patches that apply, as (edited source, idea, note): untried ones first, best evidence first."""
-    for patch in deck_order(outcomes):
-        edited = patch.apply(source)
-        if edited is None or syntax_problem("train.py", edited):
-            continue
-        move = single_move(source, edited)
-        if not (move and known_bad(*move, outcomes)):
-            yield edited, patch.idea, {"deck": patch.name, "why": patch.evidence}
-
-
-def deck_order(outcomes: Sequence[Outcome]) -> list[Patch]:
-    """Untried patches and kept ones worth repeating; after them discarded ones that have waited long enough."""
-    last = {outcome.note.get("deck"): place for place, outcome in enumerate(outcomes)}
-    fresh, later = [], []
-    for patch in DECK:
-        place = last.get(patch.name)
-        if place is None or (patch.repeat and outcomes[place].kept):
-            fresh.append(patch)
-        elif not outcomes[place].is_bad and sum(o.kept for o in outcomes[place + 1 :]) >= RETRY_AFTER:
-            later.append(patch)
-    return fresh + later
-
-
-# ---------------------------------------------------------------- moves of constants
-
-
-def knob_moves(
-    source: str, knobs: Mapping[str, Constant], outcomes: Sequence[Outcome], seed: str
-) -> Iterator[tuple[str, str, Note]]:
-    """Moves of one constant as (edited source, no idea, empty note): Optuna's first, then whatever is left."""
-    if not knobs:
+def repairs(path: str, brief: Brief) -> Iterator[Proposal]:
+    """A crashed trial again with half the device batch, where it ran out of memory; nothing for other crashes."""
+    failure = brief.failure
+    if failure is None or failure.kind is not CrashKind.OUT_OF_MEMORY or path not in failure.files:
         return
-    for place, (name, step, digits) in enumerate(steps(knobs, outcomes, random.Random(seed))):
-        old = knobs[name]
-        value = constants.moved(old, step, digits)
-        if value is None or value == old.value:
-            continue
-        new = dataclasses.replace(old, value=value, text=constants.write(value, old.text))
-        if not known_bad(old, new, outcomes, beyond=place < PATIENCE):
-            yield constants.replace(source, {name: value}), "", {}
-
-
-def steps(
-    knobs: Mapping[str, Constant], outcomes: Sequence[Outcome], random_numbers: random.Random
-) -> Iterator[tuple[str, float, int | None]]:
-    """(constant, step from -1 to 1, digits): see `constants.moved`."""
-    study = study_of(sorted(knobs), outcomes, random_numbers.randrange(2**31))
-    for attempt in range(ASKS):
-        trial = study.ask()
-        name = str(trial.suggest_categorical("knob", sorted(knobs)))
-        yield name, trial.suggest_float(f"step {name}", -1.0, 1.0), None if attempt < ASKS // 2 else 2
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    discrete = [(name, step) for name in sorted(knobs) for step in (-1.0, 1.0)]
-    random_numbers.shuffle(discrete)
-    for name, step in discrete:
-        yield name, step, None
-    continuous = sorted(name for name, knob in knobs.items() if knob.kind in CONTINUOUS)
-    for attempt in range(FALLBACKS if continuous else 0):
-        yield random_numbers.choice(continuous), random_numbers.uniform(-1, 1), 2 + attempt // 50
-
-
-def study_of(names: Sequence[str], outcomes: Sequence[Outcome], seed: int) -> optuna.Study:
-    """A study in memory that knows every past move of a constant that the file still has."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Independent sampling, because a step belongs to its own constant only.
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=False)
-    study = optuna.create_study(direction="minimize", sampler=sampler)
-    study.add_trials(list(past_moves(names, outcomes)))
-    return study
-
-
-def past_moves(names: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[optuna.trial.FrozenTrial]:
-    for outcome in outcomes:
-        name, step = outcome.note.get("knob"), outcome.note.get("step")
-        value = CRASHED if outcome.crashed else outcome.change
-        if name in names and isinstance(step, int | float) and value is not None:
-            yield optuna.trial.create_trial(
-                params={"knob": name, f"step {name}": step},
-                distributions={
-                    "knob": optuna.distributions.CategoricalDistribution(names),
-                    f"step {name}": optuna.distributions.FloatDistribution(-1.0, 1.0),
-                },
-                value=value,
-            )
+    edited = None if syntax_problem(path, failure.files[path]) else halved_device_batch(failure.files[path])
+    crashed = next((trial for trial in brief.campaign.trials if trial.number == failure.trial), None)
+    if edited:
+        yield Proposal(
+            idea=f"{failure.idea}, device batch halved after running out of memory",
+            files={**failure.files, path: edited},
+            note=dict(crashed.proposed.note) if crashed else {},
+            why="a step keeps its tokens in twice as many passes, each of half the memory",
+            expects="the same gain, at a little less speed",
+            repairs=failure.trial,
+        )

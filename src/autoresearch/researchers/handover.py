@@ -13,7 +13,7 @@ from autoresearch import prompt
 from autoresearch.errors import NoProposal
 from autoresearch.guard import syntax_problem
 from autoresearch.records import Brief, Status
-from autoresearch.researchers import constants
+from autoresearch.researchers.search import constants
 
 IDEA, PROMPT, PAST = "IDEA.md", "PROMPT.md", "past"
 FILE_LIMIT = 2_000_000  # bytes of a file that is still taken for a program's text

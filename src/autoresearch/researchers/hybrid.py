@@ -17,9 +17,9 @@ from autoresearch import guard, memory
 from autoresearch.interfaces import Kit, Researcher
 from autoresearch.prompt import outcomes
 from autoresearch.records import Brief, Campaign, Failure, Proposal, Status, Trial
-from autoresearch.researchers import constants
+from autoresearch.researchers.dialogue.reply import Knob
 from autoresearch.researchers.llm import LlmResearcher
-from autoresearch.researchers.reply import Knob
+from autoresearch.researchers.search import constants
 
 TRIALS_PER_KNOB = 3
 MOST_TRIALS = 9  # of one tuning, however many knobs

@@ -18,10 +18,10 @@ from autoresearch.errors import NoProposal, UserError
 from autoresearch.interfaces import Kit
 from autoresearch.prompt import RULES, describe
 from autoresearch.records import Brief, Failure, Proposal, Scalar
-from autoresearch.researchers.blocks import ReplyError, one_line
-from autoresearch.researchers.providers import PROVIDERS, Choice, choose
-from autoresearch.researchers.reading import Reading
-from autoresearch.researchers.reply import FORMAT, KNOBS, Reply, parse
+from autoresearch.researchers.dialogue.blocks import ReplyError, one_line
+from autoresearch.researchers.dialogue.providers import PROVIDERS, Choice, choose
+from autoresearch.researchers.dialogue.reading import Reading
+from autoresearch.researchers.dialogue.reply import FORMAT, KNOBS, Reply, parse
 
 REASON_LENGTH = 600
 SHORTEST_KEY = 6  # characters of a key that is taken out of texts; shorter ones are placeholders
@@ -45,7 +45,7 @@ class LlmResearcher:
         self._choice = choose(argument, kit)
         self._knobs = knobs
         try:
-            from autoresearch.researchers import conversation
+            from autoresearch.researchers.dialogue import conversation
 
             conversation.import_provider(self._choice.provider)
         except ImportError as error:
@@ -61,7 +61,7 @@ class LlmResearcher:
         Raises:
             NoProposal: none came of it, and why, in words.
         """
-        from autoresearch.researchers import conversation
+        from autoresearch.researchers.dialogue import conversation
 
         log = Transcript(self._kit.transcripts / f"{brief.trial:04d}" / "transcript.log", self._clean)
         talk = conversation.Conversation(

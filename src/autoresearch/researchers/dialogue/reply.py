@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoresearch.researchers.blocks import Edit, ReplyError, apply, known_path, one_line
+from autoresearch.researchers.dialogue.blocks import Edit, ReplyError, apply, known_path, one_line
 
 LONGEST = 500_000  # characters of a reply; nothing sensible is longer
 IDEA_LENGTH = 200

@@ -7,6 +7,7 @@ one wherever it comes again). An edit that finds no place, or more than it expec
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Source:
     starts: Sequence[int]
 
     @classmethod
+    @functools.lru_cache(maxsize=64)  # many edits are tried on the same text; the tree is only read
     def of(cls, text: str) -> Source:
         raw = text.encode()
         return cls(ast.parse(text), raw, [0, *(match.end() for match in re.finditer(rb"\r\n|\r|\n", raw))])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
-from autoresearch.researchers.rewriting import Source
+from autoresearch.researchers.search.rewriting import Source
 
 Value = bool | int | float | str
 

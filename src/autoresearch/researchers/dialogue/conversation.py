@@ -43,8 +43,8 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 from autoresearch.records import Proposal
-from autoresearch.researchers.blocks import ReplyError
-from autoresearch.researchers.providers import Choice
+from autoresearch.researchers.dialogue.blocks import ReplyError
+from autoresearch.researchers.dialogue.providers import Choice
 
 CORRECTIONS = 3  # malformed replies that are told what is wrong with them
 TOOL_MISTAKES = 6  # calls of a tool with arguments that do not fit

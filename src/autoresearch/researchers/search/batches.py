@@ -1,0 +1,82 @@
+"""Keeps a source's device batch a divisor of its total batch, and tells edits that compute the same from others."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from autoresearch.guard import syntax_problem
+from autoresearch.researchers.search import constants
+from autoresearch.researchers.search.constants import Constant
+
+TOTAL, DEVICE, CONTEXT = "TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE", "MAX_SEQ_LEN"
+
+
+def context_length(files: Mapping[str, str]) -> int | None:
+    """Tokens of a row, where one of the files says so."""
+    for path, text in files.items():
+        if path.endswith(".py") and re.search(rf"^{CONTEXT}\b", text, re.MULTILINE) and not syntax_problem(path, text):
+            constant = constants.find(text).get(CONTEXT)
+            if constant and isinstance(constant.value, int):
+                return constant.value
+    return None
+
+
+def fit_batches(source: str, edited: str, context: int | None) -> str | None:
+    """Lower the device batch where the edited total batch is no longer a multiple of it; None if that fails.
+
+    With an unknown context the device batch is halved whenever the total is, and neither rises alone.
+    """
+    changed = constants.changes(source, edited)
+    found = constants.find(edited)
+    if not ({TOTAL, DEVICE} & set(changed)) or not {TOTAL, DEVICE} <= set(found):
+        return edited
+    total, device = int(found[TOTAL].value), int(found[DEVICE].value)
+    if DEVICE in changed:
+        old = int(changed[DEVICE][0].value)
+        fits = total % (device * context) == 0 if context else device <= old
+        return edited if fits else None
+    if context is None:
+        factor = total / int(changed[TOTAL][0].value)
+        fitting = max(int(device * min(factor, 1)), 1)
+    else:
+        fitting = math.gcd(device, total // context) if total % context == 0 else 0
+    return constants.replace(edited, {DEVICE: fitting}) if fitting else None
+
+
+def halved_device_batch(source: str) -> str | None:
+    """The source with half the rows a pass: a step keeps its tokens and needs half the memory."""
+    constant = constants.find(source).get(DEVICE)
+    if constant is None or not isinstance(constant.value, int) or constant.value % 2:
+        return None
+    return constants.replace(source, {DEVICE: constant.value // 2})
+
+
+# ---------------------------------------------------------------- edits of no effect
+
+
+def is_idle(source: str, edited: str) -> bool:
+    """Whether only constants change, and all of them without any effect on what is computed."""
+    changed = constants.changes(source, edited)
+    found = constants.find(edited)
+    if not changed or constants.replace(source, {name: new.value for name, (_, new) in changed.items()}) != edited:
+        return False
+    return all(_is_idle(name, found, *pair) for name, pair in changed.items())
+
+
+def _is_idle(name: str, found: Mapping[str, Constant], old: Constant, new: Constant) -> bool:
+    values = {key: constant.value for key, constant in found.items()}
+    depth, head = values.get("DEPTH"), values.get("HEAD_DIM")
+    if name == "SHORT_WINDOW_DIVISOR":
+        return "S" not in str(values.get("WINDOW_PATTERN", "S"))
+    if name == "VALUE_GATE_CHANNELS":
+        return values.get("VALUE_EMBEDDING_EVERY") == 0
+    if not isinstance(depth, int) or not isinstance(head, int):
+        return False
+    if name == "ASPECT_RATIO" and old.value != new.value:
+        return -(-depth * int(old.value) // head) == -(-depth * int(new.value) // head)
+    if name == "WINDOW_PATTERN":
+        before, after = (str(constant.value) * depth for constant in (old, new))
+        return before[: depth - 1] == after[: depth - 1]  # the last layer is always a long one
+    return False

@@ -1,0 +1,116 @@
+"""Moves of a file's constants: which there are, and by Optuna how far the chosen one goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from autoresearch.researchers.search import constants
+from autoresearch.researchers.search.constants import CONTINUOUS, Constant, Kind
+from autoresearch.researchers.search.history import Move, Past
+
+# Classes of ideas by a word in a constant's name, the first that fits.
+KINDS = {
+    "BATCH": "batch",
+    "WARM|FINAL": "schedule",
+    "_LR|LR_": "learning rate",
+    "WEIGHT_DECAY": "decay",
+    "BETA|MOMENTUM": "momentum",
+    "INIT": "initialization",
+    "DEPTH|ASPECT|HEAD_DIM|MLP": "size",
+    "WINDOW|ROPE|QK": "attention",
+    "LAMBDA": "residual",
+    "EMBED|GATE": "embedding",
+    "SOFTCAP": "head",
+}
+UNFOUNDED = -0.0005  # the gain to be expected of a move that nothing speaks for
+OPPOSITE = -0.5  # of the gain of a move, for the one the other way
+ASKS = 24  # answers of Optuna's tried for one proposal
+REACH = 2.0  # how far Optuna looks around the present value, in doublings
+FALLBACKS = 120  # random steps tried after those, with ever more digits
+
+
+def kind_of(name: str) -> str:
+    return next((kind for words, kind in KINDS.items() if re.search(words, name)), "other")
+
+
+def arms(knobs: Mapping[str, Constant], gains: Mapping[str, float]) -> list[Move]:
+    """Each constant up and down, with the gain that is expected; `gains` has what is known, by arm."""
+    moves = []
+    for name in sorted(knobs):
+        known = {way: gains.get(f"{name} {way}") for way in ("up", "down")}
+        for way, other in (("up", "down"), ("down", "up")):
+            opposite = known[other]
+            gain = known[way] if known[way] is not None else UNFOUNDED if opposite is None else OPPOSITE * opposite
+            moves.append(Move(f"{name} {way}", kind_of(name), gain if gain is not None else UNFOUNDED, knob=name))
+    return moves
+
+
+def steps(old: Constant, way: float, pasts: Sequence[Past], seed: int) -> Iterator[tuple[float, int | None]]:
+    """(step, digits) for `constants.moved`, the preferred first: a round one, and once some are known Optuna's."""
+    positions = known_levels(old, pasts)
+    if old.kind not in CONTINUOUS:
+        yield from ((way * step, None) for step in (0.5, 1.0))
+        return
+    if not any(position * way > 0 for position, _ in positions):
+        yield way, None
+    if len(positions) > 1:
+        yield from ((step, 2) for step in optunas_steps(positions, seed) if step * way > 0)
+    yield from ((way * step, None) for step in (0.5, 1.0))
+    draw = random.Random(seed)
+    yield from ((way * draw.uniform(0.1, 1.0), 2 + attempt // 30) for attempt in range(FALLBACKS))
+
+
+def known_levels(old: Constant, pasts: Sequence[Past]) -> list[tuple[float, float]]:
+    """What is known of a constant's values: (doublings from the present one, relative val_bpb), worst for a crash."""
+    levels = {old.text: 0.0}
+    for past in pasts:
+        move = past.moves[0]
+        if len(past.moves) == 1 and move.knob == old.name and move.after:
+            change = 1.0 if past.crashed or past.change is None else past.change
+            levels[move.after] = levels.setdefault(move.before, 0.0) + change
+    found = []
+    for text, level in levels.items():
+        position = distance(old, text)
+        found += [(position, level)] if position is not None and abs(position) <= REACH else []
+    return found
+
+
+def distance(old: Constant, text: str) -> float | None:
+    """Doublings from the constant's value to another one's; None where there is no such number."""
+    try:
+        value, here = float(text), float(old.value)
+    except ValueError:
+        return None
+    if old.kind is Kind.DECAY:
+        value, here = 1 - value, 1 - here
+    return math.log2(value / here) if value * here > 0 else None
+
+
+def optunas_steps(positions: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
+    """Steps that Optuna's estimator proposes, given what is known of the constant's values."""
+    import optuna  # heavy, and not needed for most proposals
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    reach = optuna.distributions.FloatDistribution(-REACH, REACH)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1))
+    for position, level in positions:
+        known = {"position": min(max(position, -REACH), REACH)}
+        study.add_trial(optuna.trial.create_trial(params=known, distributions={"position": reach}, value=level))
+    for _ in range(ASKS):
+        trial = study.ask()
+        position = trial.suggest_float("position", -REACH, REACH)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if abs(position) <= 1:
+            yield position
+
+
+def variant(old: Constant, step: float, digits: int | None) -> Constant | None:
+    """The constant after a step; None where that leads nowhere."""
+    value = constants.moved(old, step, digits)
+    if value is None or value == old.value:
+        return None
+    return dataclasses.replace(old, value=value, text=constants.write(value, old.text))
