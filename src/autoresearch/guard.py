@@ -12,7 +12,7 @@ from autoresearch.records import Proposal
 
 NEAR = 0.05  # a constant that is moved by a smaller share than this moves val_bpb less than a seed does
 SMALL_COUNT = 64  # below it a whole number counts something (layers, heads), and one more is another program
-FOLDED = {
+OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -159,7 +159,7 @@ def _folded(node: ast.UnaryOp | ast.BinOp) -> ast.expr:
     if isinstance(node, ast.UnaryOp):
         value = _number(node.operand)
         return ast.Constant(-value) if isinstance(node.op, ast.USub) and value is not None else node
-    left, right, function = _number(node.left), _number(node.right), FOLDED.get(type(node.op))
+    left, right, function = _number(node.left), _number(node.right), OPERATORS.get(type(node.op))
     if left is None or right is None or function is None:
         return node
     if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1024):

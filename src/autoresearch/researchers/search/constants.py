@@ -8,13 +8,13 @@ from __future__ import annotations
 import ast
 import functools
 import math
-import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
+from autoresearch.guard import OPERATORS
 from autoresearch.researchers.search.rewriting import Source
 
 Value = bool | int | float | str
@@ -26,14 +26,6 @@ LEFT_ALONE = frozenset(
 PATTERNS = ("L", "SL", "SSL", "SSSL", "SSSSL", "SSSSSL")  # of attention windows, from long to short
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)  # the round steps of a continuous constant
 SMALLEST_CHANGE = 0.05  # of a continuous constant; less would drown in noise
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Pow: operator.pow,
-}
 
 
 class Kind(Enum):
