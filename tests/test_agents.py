@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -189,19 +190,27 @@ def brief() -> Brief:
     return Brief(started.program, started.files, started.campaign, frozen={"prepare.py": "Z = 1\n"}, trial=1)
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """An agent's home, not in the system's temporary directory: there Codex does not make the helper it needs."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="home-", dir=CACHE, ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
 @pytest.fixture(params=CLIENTS)
-def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
+def setup(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterator[Setup]:
     client = CLIENTS[request.param]
     path = f"{installed(request.param, client)}{os.pathsep}{os.environ['PATH']}"
     kit = Kit(
         deadline_seconds=60.0,
-        environment={"PATH": path, "HOME": str(tmp_path / "home")},
+        environment={"PATH": path, "HOME": str(home)},
         transcripts=tmp_path / "trials",
         scratch=tmp_path / "scratch",
         namespace=f"test:{tmp_path}:",
         redact=lambda text: text.replace(KEY, "[redacted]"),
     )
-    yield Setup(request.param, client, kit, tmp_path / "home")
+    yield Setup(request.param, client, kit, home)
     assert list(kit.scratch.iterdir()) == []
     assert process._marked(kit.namespace) == []
 
