@@ -293,7 +293,7 @@ def test_no_data(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["prepare.py", "train.py", "program.md"])
+@pytest.mark.parametrize("name", ["prepare.py", "train.py"])
 def test_a_dirty_checkout(lab: Path, call: Cli, name: str) -> None:
     text = (lab / name).read_text() + "\n# mine\n"
     (lab / name).write_text(text)
@@ -324,6 +324,20 @@ def test_a_repository_without_a_commit(lab: Path, call: Cli) -> None:
 def test_a_broken_program_md(lab: Path, call: Cli, text: str) -> None:
     (lab / "program.md").write_text(text)
     refused(call("run", "--lab", lab), "program.md")
+
+
+@pytest.mark.parametrize(
+    ("cap", "researcher", "words"),
+    [
+        ("max_usd: 5", "codex", ("does not tell", "set `max_tokens` instead")),
+        ("max_tokens: 5000", "command:true", ("does not tell", "bound it by its own account")),
+    ],
+)
+def test_a_cap_that_could_never_be_reached(
+    tmp_path: Path, call: Cli, cap: str, researcher: str, words: tuple[str, ...]
+) -> None:
+    lab = toy_lab.make(tmp_path / "lab", program=f"---\n{cap}\nmin_free_gb: 0\n---\n")
+    refused(call("run", "--lab", lab, "--researcher", researcher), researcher.partition(":")[0], *words)
 
 
 def test_a_researcher_that_there_is_not(lab: Path, call: Cli) -> None:

@@ -76,17 +76,38 @@ def test_a_crash_says_where_to_look_and_how_to_go_back(lab: Path) -> None:
     assert x_of(lab) == "X = 3.0"
 
 
-def test_edits_made_on_the_old_commit_are_carried_over_to_the_best_version(lab: Path) -> None:
-    edit(lab, 2.0, "Y = 1\nZ = 2\nW = 3")
+def test_the_working_tree_is_the_proposal_whatever_it_was_made_on(lab: Path) -> None:
+    edit(lab, 2.0)
     attempt(lab)
     (lab / "train.py").write_text(toy_lab.TRAIN.replace("512.0", "640.0"))
     result = attempt(lab)
-    assert result["rebased"] is True
-    text = Lab(Workspace.open(lab)).show(2)
-    assert "640.0" in str(text["patch"])
-    restored = subprocess.check_output(["git", "show", f"{result['commit']}:train.py"], cwd=lab, text=True)
-    assert "X = 2.0" in restored
-    assert "640.0" in restored
+    assert (result["status"], result["val_bpb"]) == ("discard", 5.0)
+    git.commit_all(lab, "mine")
+    edit(lab, 1.5)
+    git.commit_all(lab, "mine again")
+    assert attempt(lab)["status"] == "keep"
+
+
+def test_going_back_to_the_baseline_is_told_as_what_it_is(lab: Path) -> None:
+    edit(lab, 2.0)
+    attempt(lab)
+    subprocess.run(["git", "checkout", "--quiet", "train.py"], cwd=lab, check=True)
+    with pytest.raises(UserError, match=r"tried before, as trial 0 \(keep, val_bpb 5.0"):
+        attempt(lab)
+
+
+def test_a_prepare_py_committed_since_is_told_of(lab: Path) -> None:
+    attempt(lab, "baseline")
+    (lab / "prepare.py").write_text(toy_lab.PREPARE.replace("TIME_BUDGET = 2", "TIME_BUDGET = 3"))
+    git.commit_all(lab, "another budget")
+    edit(lab, 2.0)
+    assert "goes on with its own prepare.py" in attempt(lab)["notice"]
+
+
+def test_an_edited_program_md_does_not_stop_the_first_try(lab: Path) -> None:
+    (lab / "program.md").write_text(toy_lab.PROGRAM + "Try fewer heads.\n")
+    edit(lab, 2.0)
+    assert attempt(lab)["status"] == "keep"
 
 
 def test_taking_a_part_of_a_keep_out_again_is_a_change_of_the_best_version(lab: Path) -> None:
@@ -94,15 +115,7 @@ def test_taking_a_part_of_a_keep_out_again_is_a_change_of_the_best_version(lab: 
     attempt(lab)
     edit(lab, 2.0, "Y = 1")
     result = attempt(lab)
-    assert (result["status"], result["rebased"]) == ("discard", False)
-
-
-def test_edits_on_the_old_commit_that_collide_with_the_best_version_say_how_to_go_on(lab: Path) -> None:
-    edit(lab, 2.0, "Y = 1\nZ = 2\nW = 3")
-    attempt(lab)
-    edit(lab, 1.5)
-    with pytest.raises(UserError, match="does not fit the new one: fetch the best version by `git restore --source"):
-        attempt(lab)
+    assert result["status"] == "discard"
 
 
 @pytest.mark.parametrize(

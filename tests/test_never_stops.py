@@ -151,9 +151,25 @@ def test_an_agent_that_outlives_a_killed_loop_is_ended_by_the_next(lab: Path) ->
     loop.kill()
     loop.communicate()
     assert leftovers(f"lab:{lab}:")
+    assert list((lab / ".autoresearch/worktrees").iterdir())
     (lab / "train.py").write_text(toy_lab.train_with(2.0))
     words = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "-m", "by hand"]
     assert subprocess.run(words, capture_output=True, timeout=60).returncode == 0
+    assert leftovers(f"lab:{lab}:") == []
+    assert list((lab / ".autoresearch/worktrees").iterdir()) == []
+
+
+def test_a_try_that_is_terminated_leaves_no_run(lab: Path) -> None:
+    (lab / "train.py").write_text(toy_lab.train_with(2.0, "import time; time.sleep(120)"))
+    words = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "-m", "slow"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as loop:
+        until = time.monotonic() + 60
+        while not any("train.py" in process.cmdline() for process in leftovers(f"lab:{lab}:/0001")):
+            assert time.monotonic() < until, "the run never starts"
+            time.sleep(0.05)
+        loop.terminate()
+        loop.communicate(timeout=30)
+    assert loop.returncode == 130
     assert leftovers(f"lab:{lab}:") == []
 
 

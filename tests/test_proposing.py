@@ -88,7 +88,7 @@ def test_a_researcher_that_hangs_is_told_and_the_fallback_carries_on(
 def test_a_late_answer_is_still_taken(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proposing, "GRACE_SECONDS", 0.0)
     slow = Calling(lambda brief: time.sleep(1.0) or proposal(2.0))  # type: ignore[func-returns-value]
-    policy = Policy(propose_seconds=0.3, longest_pause_seconds=0.2)
+    policy = Policy(propose_seconds=0.3, longest_pause_seconds=2.0)
     run_campaign(stages(lab, researcher=slow, policy=policy), "t", trials(1))
     assert refusals(lab)
     assert campaign(lab).trials[1].proposed.idea == "X to 2.0"
@@ -106,6 +106,13 @@ def test_a_late_answer_is_still_taken(lab: Path, monkeypatch: pytest.MonkeyPatch
         (Proposal("surrogate", {"train.py": "X = '\ud800'"}), "lone surrogate"),
         (Proposal("metric", {"prepare.py": ""}), "prepare.py may not be changed"),
         (Proposal("out", {"../../etc/passwd": ""}), "may not be changed"),
+        (Proposal("\u200b\x1b[0m", {"train.py": toy_lab.train_with(2.0)}), "no idea"),
+        (Proposal(None, {}), "its idea is of type NoneType"),  # type: ignore[arg-type]
+        (Proposal("x", None), "its files is of type NoneType"),  # type: ignore[arg-type]
+        (Proposal("x", {"train.py": b"X = 2.0"}), "not all texts"),  # type: ignore[dict-item]
+        (Proposal("x", {}, note={"path": Path("x")}), "more than texts and numbers"),  # type: ignore[dict-item]
+        (Proposal("x", {}, tokens="12"), "its tokens is of type str"),  # type: ignore[arg-type]
+        (Proposal("huge", {"train.py": f"X = 0x{'f' * 4000}"}), "train.py has a syntax error"),
     ],
 )
 def test_what_is_no_proposal_is_refused_in_words_and_the_loop_goes_on(lab: Path, answer: Any, told: str) -> None:
@@ -192,6 +199,21 @@ def test_a_number_moved_by_less_than_noise_is_refused_with_the_earlier_result(la
 def test_a_small_step_away_from_the_incumbent_is_refused_too(lab: Path) -> None:
     run_campaign(stages(lab, [proposal(3.1), proposal(2.0)]), "t", trials(1))
     assert "tells it from trial 0 (keep, val_bpb 5.0" in refusals(lab)[0]
+
+
+def test_a_whole_number_is_another_program_and_so_is_a_decay_switched_off(lab: Path) -> None:
+    lines = [
+        proposal(2.0, extra=f"WIDTH = {width}\nDECAY = {decay}") for width, decay in ((50257, 0.999), (50304, 1.0))
+    ]
+    run_campaign(stages(lab, lines), "t", lambda made: None)
+    assert refusals(lab) == []
+    assert len(campaign(lab).trials) == 3
+
+
+def test_a_crash_is_nothing_to_be_near_to(lab: Path) -> None:
+    crash = "raise ValueError('no')\n"
+    run_campaign(stages(lab, [proposal(2.0, extra=crash), proposal(2.05, extra=crash)]), "t", lambda made: None)
+    assert refusals(lab) == []
 
 
 # ---------------------------------------------------------------- repairs
@@ -352,6 +374,19 @@ def test_a_proposal_written_ahead_is_taken_as_it_is_where_the_incumbent_stayed(l
     assert not any(trial.proposed.stale for trial in campaign(lab).trials)
 
 
+def test_a_proposal_asked_for_ahead_is_not_told_of_an_older_refusal(lab: Path) -> None:
+    heard: list[str | None] = []
+    numbers = iter([9.0, 3.05, 2.5, 2.0, 1.5, 1.2])
+
+    def propose(brief: Brief) -> Proposal:
+        heard.append(brief.refusal)
+        return proposal(next(numbers))
+
+    policy = dataclasses.replace(QUICK, ahead=1)
+    run_campaign(stages(lab, researcher=Calling(propose), policy=policy), "t", trials(3))
+    assert [bool(refusal) for refusal in heard[:4]] == [False, False, True, False]
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -371,6 +406,16 @@ def test_a_key_never_reaches_the_ledger(lab: Path, monkeypatch: pytest.MonkeyPat
     assert secret not in ledger
     assert ledger.count("[SOME_API_KEY]") == 5
     assert isinstance(next(iter(campaign(lab).refused)), ProposalRefused)
+
+
+def test_a_key_broken_up_by_what_is_invisible_is_found(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-4f9a8b7c6d5e")
+    broken = "sk-4f9a\u200b8b7c\x1b[31m6d5e"
+    spoken = dataclasses.replace(proposal(2.0, f"with {broken}"), why=broken, note={"said": broken})
+    run_campaign(stages(lab, [spoken]), "t", trials(1))
+    ledger = (lab / ".autoresearch/ledger.jsonl").read_text()
+    assert "6d5e" not in ledger
+    assert ledger.count("[SOME_API_KEY]") == 3
 
 
 def test_a_program_with_a_key_in_it_never_runs(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

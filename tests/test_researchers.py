@@ -295,3 +295,22 @@ def test_an_unreadable_script_is_one_clear_sentence(tmp_path: Path, name: str, t
 def test_a_line_that_does_not_fit_is_one_clear_sentence(line: dict[str, object], complaint: str, brief: Brief) -> None:
     with pytest.raises(UserError, match=complaint):
         ScriptedResearcher([line]).propose(brief)
+
+
+def test_a_path_is_looked_for_in_the_lab_and_then_where_the_person_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, here = tmp_path / "lab", tmp_path / "here"
+    for place in (lab, here):
+        place.mkdir()
+    monkeypatch.chdir(here)
+    (here / "own.py").write_text("propose = lambda brief: 'here'")
+    kit = Kit(root=lab)
+    assert kit.path("own.py") == Path("own.py")
+    (lab / "own.py").write_text("propose = lambda brief: 'lab'")
+    assert find("researcher", RESEARCHERS, "python")("own.py", kit).propose(None) == "lab"
+    (lab / "script.json").write_text(json.dumps(SCRIPT))
+    assert find("researcher", RESEARCHERS, "scripted")("script.json", kit)
+    (lab / "mine.sh").write_text("#!/bin/sh\n")
+    (lab / "mine.sh").chmod(0o755)
+    assert find("researcher", RESEARCHERS, "command")("./mine.sh", kit)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoresearch.ledger import Ledger
-from autoresearch.records import Archive, Scalar, Trial
-from autoresearch.trial import Tail
+from autoresearch.records import Archive, Scalar
+from autoresearch.trial import Tail, tail
 from autoresearch.workspace import Workspace
 
 TAIL_BYTES = 8_192
+LONGEST_CURVE = 2**26  # bytes; a longer one is no curve
 
 
 def of_lab(workspace: Workspace, ledger: Ledger, editable: Sequence[str]) -> Archive:
@@ -25,32 +26,29 @@ class _Reader:
     workspace: Workspace
     ledger: Ledger
     editable: tuple[str, ...]
+    known: dict[int, Mapping[str, str]] = field(default_factory=dict)  # a trial's files never change
 
     def files(self, number: int) -> Mapping[str, str]:
-        trial = self.ledger.trial(number)
-        if trial is None:
-            return {}
-        found = self.workspace.files(trial.proposed.commit)
-        return {path: found[path].decode(errors="replace") for path in self.editable if path in found}
+        if number not in self.known:
+            trial = self.ledger.trial(number)
+            if trial is None:
+                return {}
+            found = self.workspace.files(trial.proposed.commit)
+            self.known[number] = {p: found[p].decode(errors="replace") for p in self.editable if p in found}
+        return self.known[number]
 
     def patch(self, number: int) -> str:
         return _text(self.workspace.trial_directory(number) / "patch.diff")
 
     def log(self, number: int) -> str:
         trial = self.ledger.trial(number)
-        return _tail(self.workspace.root / trial.runs[-1].log) if trial and trial.runs else ""
+        return tail(self.workspace.root / trial.runs[-1].log, TAIL_BYTES) if trial and trial.runs else ""
 
     def curve(self, number: int) -> Sequence[Mapping[str, Scalar]]:
         trial = self.ledger.trial(number)
-        return tuple(Tail(self._path(trial)).lines()) if trial and trial.runs else ()
-
-    def _path(self, trial: Trial) -> Path:
-        return self.workspace.root / trial.runs[-1].curve
+        path = self.workspace.root / trial.runs[-1].curve if trial and trial.runs else None
+        return tuple(Tail(path).lines()) if path and path.exists() and path.stat().st_size < LONGEST_CURVE else ()
 
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _tail(path: Path) -> str:
-    return path.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if path.is_file() else ""

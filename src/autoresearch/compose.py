@@ -7,7 +7,7 @@ import datetime
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from autoresearch import archive, config, papers, presets, process, registry
@@ -46,6 +46,8 @@ def compose(
     python = interpreter(settings, workspace.root)
     namespace = f"lab:{workspace.root}:"
     tools = kit(workspace, settings, namespace)
+    if not agent:
+        check_caps(settings)
     make_executor = registry.find("executor", registry.EXECUTORS, settings.executor)
     chosen = agent or researcher(settings.researcher, tools)
     return Stages(
@@ -69,6 +71,17 @@ def compose(
         announce=announce,
         progress=progress,
     )
+
+
+def check_caps(settings: Config) -> None:
+    """Raise a UserError where a cap is set that the researcher's spending could never reach: it does not tell it."""
+    name = settings.researcher.partition(":")[0].strip()
+    counted = registry.COUNTED.get(name, ())
+    caps = {"tokens": settings.max_tokens or settings.max_tokens_per_trial, "usd": settings.max_usd}
+    for unit, cap in caps.items():
+        if cap is not None and unit not in counted and name not in registry.FREE:
+            known = f"set `max_{counted[0]}` instead" if counted else "bound it by its own account"
+            raise UserError(f"the researcher {name} does not tell what `max_{unit}` in program.md caps: {known}")
 
 
 def policy(settings: Config) -> Policy:
@@ -95,6 +108,7 @@ def researcher(wanted: str, tools: Kit) -> Researcher:
 def kit(workspace: Workspace, settings: Config, namespace: str) -> Kit:
     """What a researcher of this lab may use."""
     return Kit(
+        root=workspace.root,
         deadline_seconds=settings.propose_seconds,
         max_tokens=settings.max_tokens_per_trial,
         max_usd=settings.max_usd_per_trial,
@@ -159,11 +173,11 @@ def interpreter(settings: Config, root: Path) -> Path:
     return Path(found)
 
 
-def notice(campaign: Campaign, workspace: Workspace) -> str | None:
-    """What to tell a person whose committed edits a begun campaign does not see; None where there are none."""
+def notice(campaign: Campaign, workspace: Workspace, frozen: Collection[str] = ()) -> str | None:
+    """What to tell a person whose committed edits (of `frozen` alone, if given) a begun campaign does not see."""
     head = workspace.head()
     old, new = workspace.files(campaign.started.base), workspace.files(head) if head else {}
-    changed = [name for name in ("prepare.py", ENTRY) if old.get(name) != new.get(name)]
+    changed = [name for name in frozen or ("prepare.py", ENTRY) if old.get(name) != new.get(name)]
     if not changed:
         return None
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import operator
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from autoresearch.records import Proposal
 
 NEAR = 0.05  # a constant that is moved by a smaller share than this moves val_bpb less than a seed does
-SMALL_COUNT = 64  # below it a whole number counts something (layers, heads), and one more is another program
+FEW = 3  # constants moved so little together; more of them may add up to something
 OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -60,18 +61,21 @@ def near_duplicate(files: Mapping[str, str], past: Iterable[tuple[str, Mapping[s
         if shape != other_shape:
             continue
         pairs = [(old, new) for old, new in zip(other_values, values, strict=True) if old != new]
-        if pairs and all(is_near(old, new) for old, new in pairs):
-            moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs[:3])
+        if 0 < len(pairs) <= FEW and all(is_near(old, new) for old, new in pairs):
+            moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs)
             return f"only {moves} tells it from trial {name}: less than one run can resolve, so move further"
     return None
 
 
 def is_near(old: float, new: float) -> bool:
-    """Whether two values of a constant differ by less than NEAR, measured from 1 where both are shares close to 1."""
-    if isinstance(old, int) and isinstance(new, int) and min(abs(old), abs(new)) < SMALL_COUNT:
+    """Whether two values of a constant differ by less than NEAR, measured from 1 where both are shares close to 1.
+
+    Whole numbers are sizes and counts: another one may be another speed.
+    """
+    if isinstance(old, int) or isinstance(new, int):
         return old == new
     scales = [max(abs(old), abs(new))]
-    if 0.5 < old < 1 and 0.5 < new < 1:
+    if 0.5 < old <= 1 and 0.5 < new <= 1:
         scales.append(max(1 - old, 1 - new))
     return all(abs(old - new) < NEAR * scale for scale in scales)
 
@@ -84,7 +88,7 @@ def syntax_problem(path: str, text: str) -> str | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 compile(text, path, "exec", dont_inherit=True)
-                _normal(text)
+                ast.dump(_normal(text))
     except UnicodeEncodeError:
         return f"{path} has a character that is no text (a lone surrogate)"
     except (SyntaxError, ValueError) as error:
@@ -109,9 +113,14 @@ def fingerprint(files: Mapping[str, str]) -> str:
 
 def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
     """A digest of the files' syntax without its numbers, and the numbers in their order."""
+    return _skeleton(tuple(sorted(files.items())))
+
+
+@functools.lru_cache(maxsize=512)  # a campaign's programs are compared again and again, and to parse them takes long
+def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...]]:
     digest, numbers = hashlib.sha256(), _Numbers()
-    for path in sorted(files):
-        syntax = ast.dump(numbers.visit(_normal(files[path]))) if path.endswith(".py") else files[path]
+    for path, text in files:
+        syntax = ast.dump(numbers.visit(_normal(text))) if path.endswith(".py") else text
         digest.update(f"{path}\0{syntax}\0".encode())
     return digest.hexdigest(), tuple(numbers.found)
 

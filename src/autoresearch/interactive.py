@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoresearch import archive, compose, config, proposing, report
@@ -134,7 +133,10 @@ class Lab:
             tag = compose.checked_tag(tag) if tag else compose.default_tag(ledger, self.workspace)
             stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=_Agent())
             trial = try_once(stages, tag, lambda campaign: _from_working_tree(stages, campaign, idea, why))
-            return _result(stages, tag, trial)
+            return {
+                **_result(stages, tag, trial),
+                "notice": compose.notice(stages.campaign(tag), self.workspace, ("prepare.py",)),
+            }
 
 
 class _Agent:
@@ -182,12 +184,8 @@ def _from_working_tree(stages: Stages, campaign: Campaign, idea: str, why: str) 
             f"{', '.join(tracked)} may not be changed, a trial edits {', '.join(stages.editable)} and nothing else: "
             f"put it back with `git restore {' '.join(tracked)}`, then try again"
         )
-    base = _written_for(stages, files, incumbent)
-    answer = proposing.check(stages, campaign, Proposal(idea, files, why=why), _Agent.name, written_for=base)
-    if isinstance(answer, ProposalRefused) and base is not incumbent:
-        hint = f"fetch the best version by {_restore(stages, campaign.tag)} and make your change on that"
-        return dataclasses.replace(answer, reason=f"{answer.reason}: {hint}")
-    return answer
+    proposal = proposing.sound(stages, Proposal(idea, files, why=why))
+    return proposing.check(stages, campaign, proposal, _Agent.name, written_for=incumbent)
 
 
 def _read(stages: Stages, path: str) -> str:
@@ -197,28 +195,13 @@ def _read(stages: Stages, path: str) -> str:
         raise UserError(f"{path} cannot be read ({error}): mend it, then try again") from error
 
 
-def _written_for(stages: Stages, files: Mapping[str, str], incumbent: Mapping[str, str]) -> Mapping[str, str]:
-    """What the edits were made on: the incumbent, or the checkout's own commit where nothing tells of the incumbent."""
-    head = stages.workspace.head()
-    committed = stages.texts(head) if head else incumbent
-    new = {line for path in files for line in set(incumbent[path].splitlines()) - set(committed[path].splitlines())}
-    traces = any(new & set(text.splitlines()) for text in files.values())
-    return committed if not traces and _distance(files, committed) < _distance(files, incumbent) else incumbent
-
-
-def _distance(new: Mapping[str, str], old: Mapping[str, str]) -> int:
-    """Lines that differ."""
-    lines = (difflib.unified_diff(old[path].splitlines(), new[path].splitlines(), n=0) for path in new)
-    return sum(line[:1] in "+-" for each in lines for line in each)
-
-
 # ---------------------------------------------------------------- the answer
 
 
 def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
     best = stages.campaign(tag).incumbent
     assert best is not None
-    restore = _restore(stages, tag)
+    restore = f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
     if trial is None:
         after = "the working tree is the best version so far: change it, then `autoresearch try -m IDEA`"
         return {"tag": tag, "trial": None, "status": None, "val_bpb": None, "best": best.val_bpb, "next": after}
@@ -231,15 +214,9 @@ def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
         "val_bpb": trial.val_bpb,
         "best": best.val_bpb,
         "memory_gb": trial.memory_gb,
-        "rebased": trial.proposed.stale,
         "commit": trial.proposed.commit,
         "next": _next_step(trial, restore),
     }
-
-
-def _restore(stages: Stages, tag: str) -> str:
-    """The command that puts the best version into the working tree."""
-    return f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
 
 
 def _next_step(trial: Trial, restore: str) -> str:
@@ -249,6 +226,4 @@ def _next_step(trial: Trial, restore: str) -> str:
         return f"see `autoresearch show {trial.number}`; a slip: mend it and try again; else go back by {restore}"
     if trial.verdict.status is Status.DISCARD:
         return f"go back to the best version by {restore}, then change that"
-    if trial.proposed.stale:
-        return f"it was carried over to the best version: fetch the two together by {restore}, then go on from there"
-    return "the working tree is the best version now: go on from here"
+    return "this is the best version now: go on from here"

@@ -27,13 +27,15 @@ Progress = Callable[[RunEvent], None]
 class Kit:
     """What the program lends a researcher when it is made, besides each brief; a researcher is `make(argument, kit)`.
 
-    `environment` is the person's own, keys included: for the researcher alone, never for a run. `transcripts` has a
-    directory for each trial, `<number, four digits>`, and `scratch` is for what is thrown away. `namespace` marks the
-    processes that it starts. `papers` searches the literature. `redact` takes keys out of a text. The limits are for
-    one proposal; None is no limit.
+    `root` is the lab's, where relative paths of an argument are looked for first. `environment` is the person's own,
+    keys included: for the researcher alone, never for a run. `transcripts` has a directory for each trial,
+    `<number, four digits>`, and `scratch` is for what is thrown away. `namespace` marks the processes that it starts.
+    `papers` searches the literature. `redact` takes keys out of a text. The limits are for one proposal; None is no
+    limit.
     """
 
     seed: int = 0
+    root: Path = Path()
     deadline_seconds: float = 900.0
     max_tokens: int | None = None
     max_usd: float | None = None
@@ -45,6 +47,11 @@ class Kit:
     namespace: str = "researcher:"
     papers: Callable[[str], str] = lambda query: "no literature can be searched here"
     redact: Callable[[str], str] = lambda text: text
+
+    def path(self, name: str) -> Path:
+        """A file that an argument names: from the lab, or else from where the person is."""
+        path = Path(name).expanduser()
+        return self.root / path if (self.root / path).exists() else path
 
 
 class Researcher(Protocol):

@@ -73,14 +73,15 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None])
         try:
             trial = next_trial(stages, campaign, desk, over)
         except Exhausted as end:
-            return str(end) or "the researcher has nothing more to propose"
+            reason = str(end) or "the researcher has nothing more to propose"
+            break
         if trial is None:
             pause(stages, len(desk.refusals), over)
             continue
+        desk.made(trial)
         if enough(made + 1) is None:
             desk.ask_ahead(stages.campaign(tag))
         run_trial(stages, campaign, trial)
-        desk.made(trial)
         made += campaign.incumbent is not None
     desk.leave(stages.campaign(tag))
     return reason
@@ -107,6 +108,7 @@ def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | Prop
     """
     with recorded_stop(stages, tag):
         begin(stages, tag, dirty=stages.editable)
+        stages.workspace.check_space(stages.min_free_gb)
         while trial := unfinished(stages, stages.campaign(tag)):
             run_trial(stages, stages.campaign(tag), trial)
         campaign = stages.campaign(tag)
@@ -128,6 +130,7 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
     """Start a campaign, or take one up where it was left, whatever ended it; files in `dirty` may be half edited."""
     stages.workspace.check_checkout(tag)
     stages.executor.end_leftovers()
+    stages.workspace.clear()
     campaign = stages.ledger.campaign(tag)
     if campaign is None:
         stages.record(new_campaign(stages, tag, dirty))

@@ -27,15 +27,17 @@ def refusal(
     tried = {trial.proposed.fingerprint: outcome(trial) for trial in trials}
     if problem := guard.refusal(proposal, incumbent, tried, editable):
         return problem
+    if proposal.repairs is not None:
+        return None
     candidate = {**incumbent, **proposal.files}
     return guard.near_duplicate(candidate, alike(candidate, trials, files_of))
 
 
 def alike(candidate: Files, trials: Sequence[Trial], files_of: Callable[[int], Files]) -> Iterator[tuple[str, Files]]:
-    """Past programs that differ from this one in numbers alone, the newest first, each with what came of it."""
+    """Past scored programs that differ from this one in numbers alone, the newest first, with what came of them."""
     shape = guard.skeleton(candidate)[0]
     for trial in reversed(trials):
-        if trial.proposed.skeleton == shape:
+        if trial.proposed.skeleton == shape and trial.val_bpb is not None:
             yield outcome(trial), files_of(trial.number)
 
 

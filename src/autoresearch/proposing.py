@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autoresearch import memory, report
-from autoresearch.errors import Exhausted
+from autoresearch.errors import Exhausted, NoProposal
 from autoresearch.interfaces import Researcher
 from autoresearch.records import (
     Brief,
@@ -29,6 +29,12 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 30.0  # beyond the deadline that a researcher holds itself to
 LONGEST_REASON = 2_000  # characters
 LONGEST_IDEA = 300
+KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("idea", "why", "expects"), (str,)),
+    **dict.fromkeys(("files", "note"), (Mapping,)),
+    **dict.fromkeys(("tokens", "repairs"), (int, type(None))),
+    "usd": (int, float, type(None)),
+}
 OUT_OF_MEMORY_ADVICE = (
     "halve DEVICE_BATCH_SIZE first: with the same TOTAL_BATCH_SIZE the gradient accumulation doubles by itself"
 )
@@ -67,11 +73,13 @@ class Desk:
             Exhausted: the researcher has nothing more to propose.
         """
         stages, patience = self._stages, self._stages.policy.patience
+        deadline = stages.policy.propose_seconds + GRACE_SECONDS
+        if self._open and self._open.seconds > deadline and not self._open.wait(0):
+            self._open = None  # it was told of once, and is left to itself
         if stages.fallback and len(self.refusals) % (patience + 1) == patience:
             question = self._ask(stages.fallback, campaign)
         else:
             question = self._open = self._open or self._ask(stages.researcher, campaign)
-        deadline = stages.policy.propose_seconds + GRACE_SECONDS
         while not question.wait(POLL_SECONDS):
             if stop():
                 return None
@@ -211,10 +219,14 @@ def _answer(stages: Stages, campaign: Campaign, question: _Question) -> Answer |
     if isinstance(outcome, Exhausted) and question.researcher is stages.researcher:
         raise outcome
     if isinstance(outcome, Proposal):
-        return check(stages, campaign, outcome, name, written_for=question.brief.files)
+        try:
+            return check(stages, campaign, sound(stages, outcome), name, written_for=question.brief.files)
+        except Exception as error:  # a plug-in's proposal may be made of anything
+            problem = f"the proposal cannot be taken: {type(error).__name__}: {error}"
+            return _refused(stages, campaign, "", problem, name)
     if isinstance(outcome, BaseException):
-        spent = getattr(outcome, "tokens", None), getattr(outcome, "usd", None)
-        return _refused(stages, campaign, "", str(outcome) or type(outcome).__name__, name, *spent)
+        tokens, usd = (outcome.tokens, outcome.usd) if isinstance(outcome, NoProposal) else (None, None)
+        return _refused(stages, campaign, "", str(outcome) or type(outcome).__name__, name, tokens, usd)
     return _refused(stages, campaign, "", f"the researcher gave {type(outcome).__name__}, not a proposal", name)
 
 
@@ -231,9 +243,35 @@ def check(
         proposal, problem = rebased, refusal(stages, campaign, rebased, files) or ""
     if problem:
         return _refused(stages, campaign, proposal.idea, problem, researcher, proposal.tokens, proposal.usd)
-    idea = report.shorten(report.one_line(stages.redact(proposal.idea)), LONGEST_IDEA)
-    why, expects = (stages.redact(report.plain(text)) for text in (proposal.why, proposal.expects))
-    return Answer(dataclasses.replace(proposal, idea=idea, why=why, expects=expects), researcher, stale)
+    return Answer(proposal, researcher, stale)
+
+
+def sound(stages: Stages, proposal: Proposal) -> Proposal:
+    """The proposal with its words made plain and free of keys.
+
+    Raises:
+        TypeError: a part of it is not of the kind that it should be.
+    """
+    for part, kinds in KINDS.items():
+        value = getattr(proposal, part)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError(f"its {part} is of type {type(value).__name__}")
+    files = {str(path): text for path, text in proposal.files.items()}
+    if not all(isinstance(text, str) for text in files.values()):
+        raise TypeError("its files are not all texts")
+    note = {
+        str(name): clean(stages, value) if isinstance(value, str) else value for name, value in proposal.note.items()
+    }
+    if not all(value is None or isinstance(value, str | int | float) for value in note.values()):
+        raise TypeError("its note has more than texts and numbers in it")
+    idea = report.shorten(clean(stages, report.one_line(proposal.idea)), LONGEST_IDEA)
+    why, expects = (clean(stages, text) for text in (proposal.why, proposal.expects))
+    return dataclasses.replace(proposal, idea=idea, files=files, note=note, why=why, expects=expects)
+
+
+def clean(stages: Stages, text: str) -> str:
+    """The text made plain, then without keys: what is invisible could hide one."""
+    return stages.redact(report.plain(text))
 
 
 def rebase(stages: Stages, proposal: Proposal, old: Mapping[str, str], new: Mapping[str, str]) -> Proposal | None:
@@ -267,6 +305,6 @@ def _refused(
     tokens: int | None = None,
     usd: float | None = None,
 ) -> ProposalRefused:
-    idea = report.shorten(report.one_line(stages.redact(idea)), LONGEST_IDEA)
-    reason = report.shorten(report.plain(stages.redact(reason)), LONGEST_REASON)
+    idea = report.shorten(clean(stages, report.one_line(idea)), LONGEST_IDEA)
+    reason = report.shorten(clean(stages, reason), LONGEST_REASON)
     return ProposalRefused(campaign.tag, idea, reason, researcher, tokens, usd)

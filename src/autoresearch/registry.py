@@ -22,6 +22,12 @@ RESEARCHERS = {
     "python": "autoresearch.researchers.python:PythonResearcher",
     "scripted": "autoresearch.researchers.scripted:ScriptedResearcher",
 }
+# What a researcher tells of its spending, so that caps can be held; those of FREE spend nothing.
+COUNTED = {
+    **dict.fromkeys(("llm", "llm+knobs", "claude", "opencode", "aider"), ("usd", "tokens")),
+    **dict.fromkeys(("codex", "gemini"), ("tokens",)),
+}
+FREE = ("builtin", "python", "scripted")
 EXECUTORS = {"local": "autoresearch.executors.local:LocalExecutor"}
 JUDGES = {"greedy": "autoresearch.judge:GreedyJudge"}
 

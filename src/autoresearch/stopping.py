@@ -25,6 +25,27 @@ def enough(trials: int | None, hours: float | None, interrupted: Callable[[], bo
 
 
 @contextlib.contextmanager
+def ended_as_by_hand() -> Iterator[None]:
+    """Make SIGTERM and a closed terminal raise KeyboardInterrupt, so that nothing is left running."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    old = {number: signal.signal(number, interrupt) for number in _ends()}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _ends() -> list[signal.Signals]:
+    """SIGTERM, and a closed terminal's signal unless it is ignored, as under nohup."""
+    hangs_up = hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
+@contextlib.contextmanager
 def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Yield whether Ctrl-C was pressed; a second one, SIGTERM or a closed terminal raises KeyboardInterrupt."""
     pressed = False
@@ -36,10 +57,7 @@ def interrupts(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         pressed = True
         say(NOTICE)
 
-    wanted = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-        wanted.append(signal.SIGHUP)
-    old = {number: signal.signal(number, interrupt) for number in wanted}
+    old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *_ends())}
     try:
         yield lambda: pressed
     finally:

@@ -25,6 +25,16 @@ def run_environment(base: Mapping[str, str], directory: Path, seed: int) -> dict
     return {**base, SEED: str(seed), RUN_DIR: str(directory), "PYTHONUNBUFFERED": "1"}
 
 
+def tail(log: Path, limit: int) -> str:
+    """The last so many bytes of a log, as text; empty where there is none, for a run may delete its own."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - limit))
+            return file.read(limit).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
 class Tail:
     """Follows a file of JSON lines that a run appends to; each whole line is returned once."""
 

@@ -16,6 +16,8 @@ from autoresearch.errors import UserError
 from autoresearch.hardware import GIBIBYTE
 
 LAB_FILES = ("prepare.py", "train.py", "program.md")
+FROM_THE_COMMIT = ("prepare.py", "train.py")  # program.md is read as it lies there
+WAIT_SECONDS = 1.0
 
 
 class Workspace:
@@ -63,7 +65,7 @@ class Workspace:
         """
         holder = self.state / "loop.pid"
         try:
-            with self._lock():
+            with self._lock(WAIT_SECONDS):  # `is_locked` may hold it for a moment
                 atomic.write(holder, str(os.getpid()).encode())
                 yield
         except Timeout as error:
@@ -75,14 +77,14 @@ class Workspace:
     def is_locked(self) -> bool:
         """Whether a loop is at work in this lab."""
         try:
-            with self._lock():
+            with self._lock(0):
                 return False
         except Timeout:
             return True
 
-    def _lock(self) -> FileLock:
+    def _lock(self, seconds: float) -> FileLock:
         self.state.mkdir(exist_ok=True)
-        return FileLock(self.state / "loop.lock", timeout=0)
+        return FileLock(self.state / "loop.lock", timeout=seconds)
 
     def check_space(self, needed_gb: float) -> None:
         """Raise a UserError when the lab's disk has less free than that many GiB."""
@@ -94,6 +96,12 @@ class Workspace:
             )
 
     # ------------------------------------------------------------ campaigns
+
+    def clear(self) -> None:
+        """Remove what a killed loop left half done."""
+        if self.worktrees.is_dir():
+            for path in self.worktrees.iterdir():
+                git.remove_worktree(self.root, path)
 
     @staticmethod
     def branch(tag: str) -> str:
@@ -111,7 +119,7 @@ class Workspace:
         commit = self.head()
         if commit is None:
             raise UserError(f"{self.root} has no commit yet: run `git add . && git commit -m lab` in it")
-        edited = sorted((set(self.changed_paths()) & set(LAB_FILES)) - set(dirty))
+        edited = sorted((set(self.changed_paths()) & set(FROM_THE_COMMIT)) - set(dirty))
         if edited:
             raise UserError(
                 f"{', '.join(edited)} in {self.root} differ from the last commit, which a new campaign starts from: "

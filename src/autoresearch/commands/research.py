@@ -66,7 +66,10 @@ def try_(
     Example: autoresearch try -m "half the batch"
     """
     beside = interactive.Lab(Workspace.open(lab))
-    with terminal.LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view:
+    with (
+        terminal.LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view,
+        stopping.ended_as_by_hand(),
+    ):
         result = beside.try_edits(message, why=why, tag=tag, announce=view.event, progress=view.progress)
     if as_json:
         print_json(result)

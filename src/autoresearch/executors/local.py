@@ -11,7 +11,7 @@ from autoresearch import process
 from autoresearch.errors import NoInterpreterError
 from autoresearch.interfaces import Progress
 from autoresearch.records import RunEvent, RunRequest, RunResult
-from autoresearch.trial import CURVE, ENTRY, LOG, RunWatch, run_environment
+from autoresearch.trial import CURVE, ENTRY, LOG, RunWatch, run_environment, tail
 
 TAIL_BYTES = 16_384
 CURVE_SECONDS = 0.5
@@ -66,7 +66,7 @@ class LocalExecutor:
             exit_code=ended.exit_code,
             wall_seconds=ended.seconds,
             events=tuple(watch.seen),
-            log_tail=_tail(directory / LOG),
+            log_tail=tail(directory / LOG, TAIL_BYTES),
             log_path=str(directory / LOG),
             curve_path=str(directory / CURVE),
         )
@@ -97,12 +97,3 @@ def _write(files: Mapping[str, bytes], directory: Path) -> None:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-def _tail(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:  # the run deleted its own log
-        return ""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from autoresearch import guard, memory
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import fingerprint, syntax_problem
 from autoresearch.interfaces import Kit
@@ -76,9 +77,19 @@ class BuiltinResearcher:
         tried |= refused | {mark_of(brief.files)}
         for proposal in candidates(path, brief, self._seed):
             mark = mark_of({**brief.files, **proposal.files})
-            if mark not in tried:
+            if mark not in tried and not is_as_good_as_tried(proposal, brief):
                 return proposal, mark
         raise Exhausted(f"no known patch applies to {path} and no constant in it can be moved")
+
+
+def is_as_good_as_tried(proposal: Proposal, brief: Brief) -> bool:
+    """Whether the loop would refuse it for a number moved by less than a run can resolve."""
+    if proposal.repairs is not None:
+        return False
+    candidate = {**brief.files, **proposal.files}
+    return (
+        guard.near_duplicate(candidate, memory.alike(candidate, brief.campaign.trials, brief.archive.files)) is not None
+    )
 
 
 def mark_of(files: Mapping[str, str]) -> str:

@@ -65,7 +65,8 @@ class CommandResearcher:
         self._kit = kit
         self._spec = spec = AGENTS.get(self.name)
         words = list(spec.command) if spec else split(argument)
-        found = shutil.which(os.path.expanduser(words[0]), path=kit.environment.get("PATH"))
+        named = os.path.abspath(kit.path(words[0])) if os.path.dirname(words[0]) else words[0]
+        found = shutil.which(named, path=kit.environment.get("PATH"))
         if found is None:
             missing = f"the researcher {self.name} needs the program {words[0]!r}, which is not on the PATH or not "
             raise UserError(f"{missing}executable: {f'install it with `{spec.install}`' if spec else 'correct it'}")

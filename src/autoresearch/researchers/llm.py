@@ -130,9 +130,9 @@ class Transcript:
 
     def write(self, title: str, text: str) -> None:
         """Append a part, without keys and control characters."""
-        part = self.clean("\n".join(["", f"===== {title} =====", *([text, ""] if text else [])]))
+        part = "\n".join(["", f"===== {title} =====", *([text, ""] if text else [])])
         with self.path.open("a", encoding="utf-8", errors="replace") as file:
-            file.write("".join(printable(part)) + "\n")
+            file.write(self.clean("".join(printable(part))) + "\n")  # what is invisible could hide a key
 
     def end(self, reason: str) -> None:
         """Append why there is no proposal; a log that cannot be written changes nothing about that."""

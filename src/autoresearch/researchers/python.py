@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from pathlib import Path
 
 from autoresearch.errors import UserError
 from autoresearch.interfaces import Kit
@@ -21,14 +20,14 @@ class PythonResearcher:
         Raises:
             UserError: it cannot be run, or has no such function.
         """
-        path = Path(argument).expanduser()
+        path = kit.path(argument)
         if not path.is_file():
             raise UserError(
                 f"there is no file {argument!r}: name one with a function propose(brief), as in python:mine.py"
             )
         try:
             self._propose = runpy.run_path(str(path)).get("propose")
-        except Exception as error:  # the person's own code may raise anything
+        except (Exception, SystemExit) as error:  # the person's own code may raise anything
             raise UserError(
                 f"{path} cannot be run ({type(error).__name__}: {error}): mend it, then run this again"
             ) from error

@@ -31,7 +31,7 @@ class ScriptedResearcher:
         Raises:
             UserError: the file cannot be read or is not such a list.
         """
-        self._lines: Sequence[Line] = read_script(Path(script)) if isinstance(script, str | Path) else script
+        self._lines: Sequence[Line] = read_script(kit.path(str(script))) if isinstance(script, str | Path) else script
         self._last = -1
 
     def propose(self, brief: Brief) -> Proposal:

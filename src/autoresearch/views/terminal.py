@@ -89,6 +89,8 @@ def show_result(result: Mapping[str, object], console: Console) -> None:
     say(console, Text(f"{head} ({', '.join(numbers)})", COLOURS[Status(str(status))] if status else ""))
     if status:
         say(console, label("why", str(result["reason"])))
+    if result.get("notice"):
+        say(console, label("notice", str(result["notice"]), "yellow"))
     say(console, label("next", str(result["next"])))
 
 
