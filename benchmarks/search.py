@@ -21,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autoresearch.brief import Archive, Brief
 from autoresearch.guard import fingerprint
 from autoresearch.interfaces import Kit, Researcher
-from autoresearch.records import Archive, Brief, Proposal
+from autoresearch.records import Proposal
 from autoresearch.researchers.builtin import BuiltinResearcher
 from autoresearch.researchers.search import constants
 from autoresearch.researchers.search.batches import fit_batches

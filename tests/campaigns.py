@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 
+from autoresearch.brief import Brief
 from autoresearch.guard import fingerprint
 from autoresearch.interfaces import Researcher
 from autoresearch.records import (
-    Brief,
     Campaign,
     CampaignStarted,
     Proposal,

@@ -12,11 +12,12 @@ import pytest
 import toy_lab
 from autoresearch import archive, config
 from autoresearch.executors.local import LocalExecutor
-from autoresearch.grader import InProcessGrader
+from autoresearch.grader import SelfReported
 from autoresearch.judge import GreedyJudge
 from autoresearch.ledger import Ledger
 from autoresearch.records import Event, Proposal
 from autoresearch.researchers.scripted import ScriptedResearcher
+from autoresearch.sandbox import Nothing
 from autoresearch.stages import Policy, Stages
 from autoresearch.workspace import Workspace
 
@@ -49,12 +50,15 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "fallback": None,
         "policy": Policy(longest_pause_seconds=0.01),
         "archive": archive.of_lab(workspace, ledger, ("train.py",)),
-        "executor": LocalExecutor(workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:"),
-        "grader": InProcessGrader(),
+        "executor": LocalExecutor(
+            workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:", Nothing()
+        ),
+        "grader": SelfReported(),
         "judge": GreedyJudge(),
         "editable": ("train.py",),
         "budget_seconds": 2.0,
         "deadline_seconds": 20.0,
+        "startup_seconds": 20.0,
         "min_free_gb": 0.0,
         "program": lambda: "Lower it.",
         "guidance": workspace.read_guidance,

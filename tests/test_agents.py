@@ -19,10 +19,11 @@ import pytest
 
 from agent_server import TOKENS_IN, TOKENS_OUT, Call, Model, serve
 from autoresearch import process
+from autoresearch.brief import Brief
 from autoresearch.errors import NoProposal
 from autoresearch.guard import refusal
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Proposal
+from autoresearch.records import Proposal
 from autoresearch.registry import find
 from campaigns import begun
 
@@ -212,7 +213,7 @@ def setup(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterato
     )
     yield Setup(request.param, client, kit, home)
     assert list(kit.scratch.iterdir()) == []
-    assert process._marked(kit.namespace) == []
+    assert process.processes_of(kit.namespace) == []
 
 
 def test_what_it_edits_is_the_proposal(setup: Setup, brief: Brief) -> None:

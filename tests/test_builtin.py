@@ -8,9 +8,10 @@ import time
 
 import pytest
 
+from autoresearch.brief import Archive, Brief, Failure
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Archive, Brief, CrashKind, Failure, Proposal, Status
+from autoresearch.records import CrashKind, Proposal, Status
 from autoresearch.researchers.builtin import BuiltinResearcher, single_move
 from autoresearch.researchers.search import constants
 from autoresearch.researchers.search.deck import DECK

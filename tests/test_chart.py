@@ -104,7 +104,7 @@ def test_off_scale_and_crashed_trials_are_counted() -> None:
     legend = figure.axes[0].get_legend()
     assert legend is not None
     said = [text.get_text() for text in legend.get_texts()]
-    assert "crashed (1)" in said
+    assert "crashed or invalid (1)" in said
     assert "discarded, off the scale (1)" in said
 
 

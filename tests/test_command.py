@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from autoresearch import process
+from autoresearch.brief import Archive, Brief, Failure
 from autoresearch.errors import NoProposal, UserError
 from autoresearch.guard import refusal
 from autoresearch.interfaces import Kit
-from autoresearch.records import Archive, Brief, CrashKind, Failure, Proposal
+from autoresearch.records import CrashKind, Proposal
 from autoresearch.registry import find
 from autoresearch.researchers import command
 from autoresearch.researchers.agents import AGENTS, aider_account, claude_account, codex_account, opencode_account
@@ -69,7 +70,7 @@ def ask(tmp_path: Path, kit: Kit, brief: Brief) -> Iterator[Ask]:
 
     yield ask
     assert list(kit.scratch.iterdir()) == []
-    assert process._marked(kit.namespace) == []
+    assert process.processes_of(kit.namespace) == []
 
 
 def is_over(pid: int) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import doctor
+from autoresearch import doctor, sandbox
 
 
 def test_every_check_is_made_and_this_machine_can_train(lab: Path) -> None:
@@ -30,3 +30,23 @@ def test_a_check_that_breaks_is_a_failed_line_and_no_traceback(tmp_path: Path, m
     failed = next(check for check in doctor.examine(tmp_path) if check.name == "torch")
     assert failed.ok is False
     assert "driver gone" in failed.found
+
+
+@pytest.mark.parametrize(
+    ("working", "ok", "found"),
+    [
+        ({"bubblewrap", "landlock", "none"}, True, "bubblewrap: a run sees only"),
+        ({"landlock", "none"}, None, "landlock: a run opens only"),
+        ({"none"}, None, "none: a run has your rights"),
+    ],
+)
+def test_the_best_sandbox_is_named_and_a_better_one_told_how_to_get(
+    working: set[str], ok: bool | None, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "failure", lambda name: None if name in working else "missing")
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sandbox.sys, "platform", "linux")
+    check = doctor.CHECKS["sandbox"](tmp_path)
+    assert check.ok is ok
+    assert check.found.startswith(found)
+    assert ok or "install bubblewrap" in check.remedy

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from autoresearch.records import Brief, Proposal
+from autoresearch.brief import Brief
+from autoresearch.records import Proposal
 from autoresearch.researchers.search.history import LEAST_NOISE, MOST_NOISE, Move, moves_of, noise_of, note_of, pasts_of
 from campaigns import after, begun, run_of
 

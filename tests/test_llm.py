@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from autoresearch.brief import Archive, Brief, Failure
 from autoresearch.errors import NoProposal, UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Archive, Brief, CrashKind, Failure, Proposal
+from autoresearch.records import CrashKind, Proposal
 from autoresearch.researchers.llm import LlmResearcher
 from campaigns import after, begun
 from model_server import INPUT_TOKENS, OUTPUT_TOKENS, Call, Fail, Hang, ModelServer, Raw, Say, model_server

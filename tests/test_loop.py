@@ -11,10 +11,10 @@ import pytest
 
 import toy_lab
 from autoresearch import git, loop
+from autoresearch.brief import Brief
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.loop import run_campaign
 from autoresearch.records import (
-    Brief,
     CrashKind,
     Decision,
     Event,

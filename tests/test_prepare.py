@@ -618,7 +618,7 @@ def test_in_a_trial_the_parent_is_told_and_the_checkpoint_is_saved_first(
     score = prepared.evaluate_bpb(compiled, tokenizer, 8)
     events = read_lines(tmp_path / "events.jsonl")
     assert [event["event"] for event in events] == ["first_batch", "grade_requested", "score"]
-    assert set(events[0]) == {"event", "device", "torch", "python", "train_sha256", "val_sha256"}
+    assert set(events[0]) == {"event", "device", "torch", "python"}
     told = events[-1]
     assert told["val_bpb"] == score == told["nats"] / (math.log(2) * told["bytes"])
     assert (told["split"], told["tokens"] <= 1024) == ("val", True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch import process
+from autoresearch import process, sandbox
+from jail import ALL, Jail, in_each
 
 
 def run(tmp_path: Path, code: str, deadline: float = 10.0) -> process.Ended:
@@ -25,7 +26,7 @@ def run(tmp_path: Path, code: str, deadline: float = 10.0) -> process.Ended:
 
 
 def marked() -> list[psutil.Process]:
-    return process._marked("test")
+    return process.processes_of("test")
 
 
 def test_the_output_and_the_exit_code_are_kept(tmp_path: Path) -> None:
@@ -99,3 +100,110 @@ def test_only_processes_of_that_mark_are_ended() -> None:
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_child_that_cleared_its_environment_is_found_by_its_parent(tmp_path: Path) -> None:
+    code = "import os, sys; os.execve(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)'], {})"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    assert run(tmp_path, parent, deadline=1.0).exit_code is None
+    assert [each for each in psutil.Process().children(recursive=True) if each.status() != "zombie"] == []
+
+
+def test_a_run_over_its_limit_is_killed_at_once(tmp_path: Path) -> None:
+    def over(elapsed: float) -> None:
+        if elapsed > 0.5:
+            raise process.OverLimit("out of memory")
+
+    start = time.monotonic()
+    with pytest.raises(process.OverLimit, match="out of memory"):
+        process.run_group(
+            [
+                sys.executable,
+                "-c",
+                "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)",
+            ],
+            directory=tmp_path,
+            environment=dict(os.environ),
+            log=tmp_path / "run.log",
+            deadline_seconds=30,
+            mark="test/4",
+            poll=over,
+        )
+    assert time.monotonic() - start < process.GRACE_SECONDS
+    assert marked() == []
+
+
+def test_an_open_file_that_is_passed_on_can_be_written(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process.run_group(
+        [sys.executable, "-c", f"import os; os.write({write}, b'hello')"],
+        directory=tmp_path,
+        environment=dict(os.environ),
+        log=tmp_path / "run.log",
+        deadline_seconds=10,
+        mark="test/5",
+        poll=lambda elapsed: None,
+        pass_fds=(write,),
+    )
+    os.close(write)
+    with open(read, "rb") as pipe:
+        assert pipe.read() == b"hello"
+
+
+def test_what_a_command_says_is_both_its_outputs() -> None:
+    said = process.output([sys.executable, "-c", "import sys; print('out'); sys.exit('err')"])
+    assert sorted(said.split()) == ["err", "out"]
+
+
+# ---------------------------------------------------------------- in a sandbox
+
+
+@pytest.fixture
+def jail(tmp_path: Path, request: pytest.FixtureRequest) -> Jail:
+    return Jail(tmp_path.resolve(), request.param)
+
+
+DAEMON = """
+import os, sys, time
+if os.fork():
+    time.sleep({wait})
+    sys.exit()
+os.setsid()
+if os.fork():
+    os._exit(0)
+os.execve(sys.executable, [sys.executable, "-c", "import signal, time\\nsignal.signal(15, 1)\\ntime.sleep(61.4)"], {{}})
+"""
+
+
+def daemons() -> list[int]:
+    return [
+        each.pid for each in psutil.process_iter(["cmdline"]) if "sleep(61.4)" in " ".join(each.info["cmdline"] or ())
+    ]
+
+
+@in_each(ALL)
+@pytest.mark.parametrize("wait", [0, 60], ids=["ends by itself", "deadline"])
+def test_a_daemon_that_cleared_its_environment_is_ended(jail: Jail, wait: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "GRACE_SECONDS", 0.5)
+    jail.run(DAEMON.format(wait=wait), deadline=1.5)
+    assert jail.ended
+    assert jail.ended.exit_code == (None if wait else 0)
+    time.sleep(0.1)
+    assert daemons() == []
+
+
+@in_each(ALL)
+def test_nothing_is_left_when_the_program_itself_is_killed(jail: Jail) -> None:
+    words = sandbox.SANDBOXES[jail.name].command([sys.executable, "train.py"], jail.rules)
+    (jail.scratch / "train.py").write_text(DAEMON.format(wait=60))
+    program = f"import subprocess; subprocess.run({words!r}, cwd={str(jail.scratch)!r})"
+    parent = psutil.Popen([sys.executable, "-c", program])
+    until = time.monotonic() + 10
+    while not daemons() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert daemons()
+    parent.kill()
+    parent.wait()
+    while daemons() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert daemons() == []

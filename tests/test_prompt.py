@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoresearch.brief import Brief, Failure
 from autoresearch.prompt import PLATEAU, RULES, cut, describe, fence, plateau
-from autoresearch.records import Brief, CrashKind, Failure, Proposal, ProposalRefused
+from autoresearch.records import CrashKind, Proposal, ProposalRefused
 from campaigns import after, begun
 
 SOURCE = "LR = 0.04\nprint(LR)\n"

@@ -13,10 +13,10 @@ import pytest
 
 import toy_lab
 from autoresearch import proposing
+from autoresearch.brief import Brief
 from autoresearch.errors import Exhausted, NoProposal
 from autoresearch.loop import run_campaign
 from autoresearch.records import (
-    Brief,
     Campaign,
     CrashKind,
     Event,

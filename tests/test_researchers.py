@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from autoresearch.brief import Brief, Failure
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import refusal
 from autoresearch.interfaces import Kit, Researcher
-from autoresearch.records import Brief, CrashKind, Failure, Proposal
+from autoresearch.records import CrashKind, Proposal
 from autoresearch.registry import RESEARCHERS, find
 from autoresearch.researchers.builtin import BuiltinResearcher
 from autoresearch.researchers.scripted import ScriptedResearcher

@@ -30,7 +30,7 @@ print("val_bpb:          1.0")
 print("peak_vram_mb:     512.0")
 """
 
-PROGRAM = "---\nresearcher: scripted\nallowance_seconds: 20\nmin_free_gb: 0\n---\nLower it.\n"
+PROGRAM = "---\nresearcher: scripted\nsandbox: none\nallowance_seconds: 20\nmin_free_gb: 0\n---\nLower it.\n"
 
 
 def make(root: Path, *, train: str = TRAIN, prepare: str = PREPARE, program: str = PROGRAM) -> Path:

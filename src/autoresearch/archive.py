@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autoresearch.brief import Archive
 from autoresearch.ledger import Ledger
-from autoresearch.records import Archive, Scalar
-from autoresearch.trial import Tail, tail
+from autoresearch.records import Scalar
+from autoresearch.watching import Tail, tail
 from autoresearch.workspace import Workspace
 
 TAIL_BYTES = 8_192

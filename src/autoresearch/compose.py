@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from autoresearch import archive, config, papers, presets, process, registry
+from autoresearch import archive, config, papers, presets, process, registry, sandbox, splits
 from autoresearch.config import Config
 from autoresearch.errors import NoInterpreterError, UserError
-from autoresearch.grader import InProcessGrader
-from autoresearch.interfaces import Kit, Researcher
+from autoresearch.grader import SelfReported, TrustedGrader
+from autoresearch.interfaces import Executor, Kit, Researcher
 from autoresearch.ledger import Ledger
 from autoresearch.records import Campaign, Event, RunEvent
+from autoresearch.sandbox import Limits
 from autoresearch.stages import Policy, Stages
 from autoresearch.trial import ENTRY
 from autoresearch.workspace import Workspace
@@ -42,27 +44,29 @@ def compose(
     """
     begun = ledger.campaign(tag)
     files = workspace.files(begun.started.base if begun else workspace.base(tag, settings.editable if agent else ()))
-    budget = presets.budget(files["prepare.py"].decode())
+    prepare_py = files["prepare.py"].decode()
+    budget = presets.budget(prepare_py)
+    trusted = is_trusted(prepare_py)
     python = interpreter(settings, workspace.root)
     namespace = f"lab:{workspace.root}:"
     tools = kit(workspace, settings, namespace)
     if not agent:
         check_caps(settings)
-    make_executor = registry.find("executor", registry.EXECUTORS, settings.executor)
     chosen = agent or researcher(settings.researcher, tools)
     return Stages(
         workspace=workspace,
         ledger=ledger,
         researcher=chosen,
         fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),
-        executor=make_executor(workspace.trials, python, config.run_environment(), namespace),
-        grader=InProcessGrader(),
+        executor=executor(settings, workspace, namespace, prepare_py),
+        grader=TrustedGrader(lambda: splits.read(prepare_py)) if trusted else SelfReported(),
         judge=registry.find("judge", registry.JUDGES, settings.judge)(),
         policy=policy(settings),
         archive=archive.of_lab(workspace, ledger, settings.editable),
         editable=settings.editable,
         budget_seconds=budget,
         deadline_seconds=budget + settings.allowance_seconds,
+        startup_seconds=settings.startup_seconds,
         min_free_gb=settings.min_free_gb,
         program=latest_prose(workspace.program),
         guidance=workspace.read_guidance,
@@ -71,6 +75,28 @@ def compose(
         announce=announce,
         progress=progress,
     )
+
+
+def is_trusted(prepare_py: str) -> bool:
+    """Whether runs of a lab with this prepare.py are graded from outside: it speaks to a grader, and the system can."""
+    return splits.can_be_graded(prepare_py) and os.name == "posix"
+
+
+def executor(settings: Config, workspace: Workspace, namespace: str, prepare_py: str) -> Executor:
+    """The executor, with the sandbox that is wanted or works."""
+    trusted = is_trusted(prepare_py)
+    make = registry.find("executor", registry.EXECUTORS, settings.executor)
+    made: Executor = make(
+        workspace.trials,
+        interpreter(settings, workspace.root),
+        config.run_environment() | {config.CACHE: str(config.cache_directory())},
+        namespace,
+        # A lab that grades itself reads its data where it likes.
+        sandbox.choose(settings.sandbox if trusted or settings.sandbox != "auto" else "none"),
+        Limits(memory_gb=settings.memory_gb),
+        lambda: splits.readable(prepare_py) if trusted else (config.cache_directory(),),
+    )
+    return made
 
 
 def check_caps(settings: Config) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -66,6 +67,9 @@ class Config(BaseModel):
     max_usd_per_trial: float | None = Field(default=None, gt=0)
     papers: tuple[Path, ...] = ()
     executor: str = "local"
+    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
+    startup_seconds: float = Field(default=300, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0)
     judge: str = "greedy"
     editable: tuple[str, ...] = Field(default=("train.py",), min_length=1)
     allowance_seconds: float = Field(default=300, gt=0)
@@ -137,6 +141,11 @@ def run_environment() -> dict[str, str]:
 def prepare_environment() -> dict[str, str]:
     """The same for prepare.py, and what it needs to reach the network."""
     return run_environment() | _chosen(lambda name: name in NETWORK_NAMES)
+
+
+def cache_directory() -> Path:
+    """Where prepare.py keeps data, as it finds it itself."""
+    return Path(os.path.abspath(os.environ.get(CACHE) or platformdirs.user_cache_dir("autoresearch")))
 
 
 def person_environment() -> dict[str, str]:

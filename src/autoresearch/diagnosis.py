@@ -15,8 +15,10 @@ TRACEBACK = "Traceback (most recent call last):"
 FRAMES = 3
 
 
-def diagnose(exit_code: int | None, log_tail: str, deadline_seconds: float) -> Crash:
-    """Why a run that gave no score gave none. `exit_code` is None where the deadline ended it."""
+def diagnose(exit_code: int | None, log_tail: str, deadline_seconds: float, ended: str = "") -> Crash:
+    """Why a run that gave no score gave none. `exit_code` is None where it was ended: by `ended`, or its deadline."""
+    if ended:
+        return Crash(CrashKind.OUT_OF_MEMORY if OUT_OF_MEMORY.search(ended) else CrashKind.EXITED, ended)
     if exit_code is None:
         return Crash(CrashKind.TIME_OUT, f"no score after {deadline_seconds:.0f} s, and the run was ended")
     if failed := NOT_FINITE.search(log_tail):

@@ -9,16 +9,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import psutil
 
-from autoresearch import config, git, hardware
+from autoresearch import config, git, hardware, sandbox
 from autoresearch.errors import UserError
 from autoresearch.hardware import GIBIBYTE
 from autoresearch.workspace import Workspace
 
 MIN_MEMORY_GB = 4
 MIN_DISK_GB = 5
+CONFINED = {
+    "bubblewrap": "a run sees only its own files and processes, and no network",
+    "landlock": "a run opens only its own files and no TCP, but shares /proc and may reach named Unix sockets",
+    "none": "a run has your rights; let only researchers that you trust edit train.py",
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def _memory(directory: Path) -> Check:
 
 
 def _disk(directory: Path) -> Check:
-    cache = Path(config.run_environment().get(config.CACHE) or platformdirs.user_cache_dir())
+    cache = config.cache_directory()
     places = {"here": directory, "cache": next(path for path in (cache, *cache.parents) if path.exists())}
     free = {name: shutil.disk_usage(path).free / GIBIBYTE for name, path in places.items()}
     found = ", ".join(f"{gigabytes:.1f} GiB free {name}" for name, gigabytes in free.items())
@@ -79,7 +83,9 @@ def _git(directory: Path) -> Check:
 
 
 def _sandbox(directory: Path) -> Check:
-    return Check("sandbox", None, "none: a run has your rights", "let only researchers that you trust edit train.py")
+    best = sandbox.choose()
+    why = sandbox.failure(sandbox.Bubblewrap.name)
+    return Check("sandbox", True if why is None else None, f"{best.name}: {CONFINED[best.name]}", sandbox.remedy())
 
 
 def _attention(directory: Path) -> Check:

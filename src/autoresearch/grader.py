@@ -1,51 +1,234 @@
-"""The parent's reading of a run: its score, its clock, and what it printed.
+"""The parent's side of a run's grading: it keeps the clock, sends rows, and computes the score that decides.
 
-The score itself is still computed by `prepare.py` within the run; printed numbers decide nothing.
+Where a lab's prepare.py does not speak to a grader, the run's own word is taken and said to be self-reported.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from autoresearch.diagnosis import diagnose
-from autoresearch.records import Crash, CrashKind, RunEvent, RunRequest, RunResult, Scalar, Score
+from autoresearch.records import (
+    Clock,
+    Crash,
+    CrashKind,
+    Graded,
+    Invalid,
+    RunEvent,
+    RunRequest,
+    RunResult,
+    Scalar,
+    Score,
+)
+from autoresearch.trial import ProtocolError, receive, send
 
 SUMMARY_LINE = re.compile(r"^(\w+):\s+(\S+)\s*$")
 MEBIBYTES_PER_GIBIBYTE = 1024
 SCORE = ("val_bpb", "nats", "tokens", "bytes")
+LONGEST_ABOUT = 200
+MOST_TRAIN_REQUESTS = 100
 
 
-class InProcessGrader:
-    """Takes the score that the frozen `evaluate_bpb` reported from within the run."""
+# ---------------------------------------------------------------- trusted
 
-    def grade(self, request: RunRequest, result: RunResult) -> Score | Crash:
-        """See `interfaces.Grader`; a run that failed after it was scored is a crash all the same."""
+
+class TrustedGrader:
+    """Computes scores in this process; `data` reads the rows, and is called again for each run."""
+
+    name = "trusted"
+
+    def __init__(self, data: Callable[[], Any]) -> None:
+        self.data = data
+
+    def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> TrustedSession:
+        """See `interfaces.Grader`; all that takes long is done here, before the run's clock can start.
+
+        Raises:
+            UserError: the lab's data is not there.
+        """
+        from autoresearch import scoring  # imports torch
+
+        data = self.data()
+        return TrustedSession(
+            request, data, lambda batch_size: scoring.Scoring(data, batch_size, wants_holdout), scoring.Refused
+        )
+
+
+class TrustedSession:
+    """See `interfaces.Session`. The run may send anything at any time, or nothing; the executor holds the deadline."""
+
+    def __init__(self, request: RunRequest, data: Any, begin: Callable[[int], Any], refused: type[Exception]) -> None:
+        self.request, self.data, self.begin, self.refused = request, data, begin, refused
+        self.started = time.monotonic()
+        self.stamps: dict[str, float] = {}
+        self.train_requests = 0
+        self.scoring: Any = None
+        self.graded: Graded | None = None
+        self.problem: Invalid | Crash | None = None
+
+    def serve(self, channel: socket.socket) -> None:
+        """Answer until the run hangs up, or does what ends its grading."""
+        self.started = time.monotonic()
+        try:
+            while self.problem is None:
+                self._answer(channel, receive(channel)[0])
+        except (EOFError, ConnectionError):
+            pass
+        except self.refused as refusal:
+            self.problem = Invalid(str(refusal))
+        except ProtocolError as error:
+            self.problem = Invalid(f"it broke the protocol of its grading: {error}")
+        except Exception as error:  # whatever a run brought about here must not end the search
+            if channel.fileno() >= 0:  # else the executor closed it
+                self.problem = Crash(CrashKind.NO_SCORE, f"grading failed: {type(error).__name__}: {error}")
+        finally:
+            if self.scoring:
+                self.scoring.close()
+        self._say_why(channel)
+
+    def _say_why(self, channel: socket.socket) -> None:
+        if self.problem:
+            reason = self.problem.reason if isinstance(self.problem, Invalid) else self.problem.detail
+            try:
+                channel.setblocking(False)
+                send(channel, {"refused": reason})
+            except OSError:  # it does not listen any more
+                return
+
+    def _answer(self, channel: socket.socket, message: Mapping[str, Any]) -> None:
+        now = time.monotonic() - self.started
+        match message.get("ask"):
+            case "train":
+                self._lend_train(channel, now)
+            case "grade":
+                self._begin(channel, message, now)
+            case "batch" if self.scoring and not self.graded:
+                self._next_batch(channel, message, now)
+            case other:
+                raise ProtocolError(f"asked for {str(other)[:60]!r} out of turn")
+
+    def _lend_train(self, channel: socket.socket, now: float) -> None:
+        """Start the clock, and let the run have its training tokens: as open files, which it could not open itself."""
+        self.stamps.setdefault("first_batch", now)
+        self.train_requests += 1
+        if self.train_requests > MOST_TRAIN_REQUESTS:
+            raise ProtocolError(f"asked for the training data more than {MOST_TRAIN_REQUESTS} times")
+        descriptors = [os.open(path, os.O_RDONLY) for path in self.data.train]
+        try:
+            send(channel, {"ok": True}, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _begin(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:
+        """Stop the clock and open the shared memory; a later request is answered with the score that there is."""
+        if self.graded:
+            return send(channel, {"val_bpb": self.graded.score.val_bpb})
+        if "first_batch" not in self.stamps:
+            raise self.refused("it never drew a training batch")
+        if self.scoring:
+            raise ProtocolError("asked to be graded while it is")
+        self.stamps["grade_requested"] = now
+        batch_size, context, vocabulary = (message.get(name) for name in ("batch_size", "context", "vocabulary"))
+        if context != self.data.context or vocabulary != self.data.vocabulary:
+            raise self.refused(
+                f"it wants {str(context)[:20]} tokens of context and {str(vocabulary)[:20]} of vocabulary, where there "
+                f"are {self.data.context} and {self.data.vocabulary}"
+            )
+        if type(batch_size) is not int or batch_size < 1:
+            raise self.refused(f"its batch size for grading is {str(batch_size)[:20]}, and must be 1 or more")
+        self.scoring = self.begin(batch_size)
+        send(channel, self.scoring.layout(), [self.scoring.memory.descriptor])
+        return None
+
+    def _next_batch(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:
+        if message.get("done") is not None:
+            self.stamps.setdefault("first_logits", now)
+        answer = self.scoring.answer(message)
+        if "val_bpb" in answer:
+            self.graded = Graded(self.scoring.score, self.scoring.holdout)
+        send(channel, answer)
+        self.scoring.digest()  # while the run computes the next batch
+
+    def clock(self, result: RunResult) -> Clock:
+        return Clock(**self.stamps)
+
+    def environment(self, result: RunResult) -> Mapping[str, Scalar]:
+        told = environment(result.events)
+        return {**told, **self.data.fingerprints} if told else {}
+
+    def outcome(self, result: RunResult) -> Graded | Crash | Invalid:
+        """A run that failed after it was scored is a crash all the same."""
+        if self.problem:
+            return self.problem
+        if self.graded and result.exit_code == 0:
+            return self.graded
+        return diagnose(result.exit_code, result.log_tail, self.request.deadline_seconds, result.ended)
+
+
+# ---------------------------------------------------------------- self-reported
+
+
+class SelfReported:
+    """Takes the score that a lab's own `evaluate_bpb` reported from within the run."""
+
+    name = "self-reported"
+
+    def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> SelfReportedSession:
+        return SelfReportedSession(request)
+
+
+class SelfReportedSession:
+    """See `interfaces.Session`: all is taken from the lines that the run wrote, stamped as they came."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self.request = request
+
+    def serve(self, channel: socket.socket) -> None:
+        """There is nothing to answer."""
+
+    def clock(self, result: RunResult) -> Clock:
+        first, last = (first_event(result.events, name) for name in ("first_batch", "grade_requested"))
+        return Clock(first.at if first else None, last.at if last else None)
+
+    def environment(self, result: RunResult) -> Mapping[str, Scalar]:
+        return environment(result.events)
+
+    def outcome(self, result: RunResult) -> Graded | Crash | Invalid:
         told = first_event(result.events, "score")
         if told is None or result.exit_code != 0:
-            return diagnose(result.exit_code, result.log_tail, request.deadline_seconds)
-        return _score(told.values)
+            return diagnose(result.exit_code, result.log_tail, self.request.deadline_seconds, result.ended)
+        return _told_score(told.values)
 
 
-def _score(values: Mapping[str, Scalar]) -> Score | Crash:
+def _told_score(values: Mapping[str, Scalar]) -> Graded | Crash:
     numbers = [float(value) for name in SCORE if isinstance(value := values.get(name), int | float)]
     if len(numbers) != len(SCORE):
         return Crash(CrashKind.NO_SCORE, f"the reported score lacks one of {', '.join(SCORE)}")
     val_bpb, nats, tokens, total_bytes = numbers
     if not all(map(math.isfinite, numbers)):
         return Crash(CrashKind.NOT_FINITE, f"val_bpb is {val_bpb} ({nats} nats, {tokens} tokens, {total_bytes} bytes)")
-    return Score(val_bpb, nats, int(tokens), int(total_bytes))
+    return Graded(Score(val_bpb, nats, int(tokens), int(total_bytes)))
+
+
+def environment(events: tuple[RunEvent, ...]) -> dict[str, Scalar]:
+    """What a run said that it runs on, cut to a length; only for people."""
+    first = first_event(events, "first_batch")
+    told = first.values.items() if first else ()
+    return {name: text[:LONGEST_ABOUT] for name, text in told if isinstance(text, str) and name != "event"}
 
 
 def first_event(events: tuple[RunEvent, ...], name: str) -> RunEvent | None:
     return next((event for event in events if event.name == name), None)
 
 
-def training_seconds(events: tuple[RunEvent, ...]) -> float | None:
-    """From the first real training batch to the request for grading, in seconds on the parent's clock."""
-    first, last = first_event(events, "first_batch"), first_event(events, "grade_requested")
-    return last.at - first.at if first and last else None
+# ---------------------------------------------------------------- printed, for people
 
 
 def printed_summary(log_tail: str) -> dict[str, float]:

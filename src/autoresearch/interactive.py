@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoresearch import archive, compose, config, proposing, report
+from autoresearch.brief import Brief
 from autoresearch.errors import UserError
 from autoresearch.ledger import Ledger
 from autoresearch.loop import try_once
 from autoresearch.proposing import Answer
-from autoresearch.records import Brief, Campaign, Event, Proposal, ProposalRefused, RunEvent, RunStarted, Status, Trial
+from autoresearch.records import Campaign, Event, Proposal, ProposalRefused, RunEvent, RunStarted, Status, Trial
 from autoresearch.stages import Stages
 from autoresearch.workspace import Workspace
 
@@ -224,6 +225,8 @@ def _next_step(trial: Trial, restore: str) -> str:
     assert trial.verdict is not None
     if trial.verdict.status is Status.CRASH:
         return f"see `autoresearch show {trial.number}`; a slip: mend it and try again; else go back by {restore}"
+    if trial.verdict.status is Status.INVALID:
+        return f"its score is not to be believed: go back to the best version by {restore}, then change that"
     if trial.verdict.status is Status.DISCARD:
         return f"go back to the best version by {restore}, then change that"
     return "this is the best version now: go on from here"

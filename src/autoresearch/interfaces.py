@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch.brief import Brief
 from autoresearch.records import (
-    Brief,
+    Clock,
     Crash,
     Decision,
+    Graded,
+    Invalid,
     Proposal,
     RunEvent,
     RunRequest,
     RunResult,
+    Scalar,
     Score,
     Trial,
 )
 
 Progress = Callable[[RunEvent], None]
+Serve = Callable[[socket.socket], None]
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,40 @@ class Executor(Protocol):
         """End what an earlier, killed program left running; returns the number of processes."""
         ...
 
-    def run(self, request: RunRequest, progress: Progress) -> RunResult:
-        """Run `train.py`; `progress` hears of each event and each line of the curve as it happens."""
+    def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
+        """Run `train.py`; `progress` hears of each event and each line of the curve as it happens.
+
+        `serve` is called once, in a thread, with this side's end of the run's channel.
+        """
         ...
 
 
-class Grader(Protocol):
-    """Says what a run is worth."""
+class Session(Protocol):
+    """The grading of one run: answers its questions while it runs, then says what it is worth."""
 
-    def grade(self, request: RunRequest, result: RunResult) -> Score | Crash: ...
+    def serve(self, channel: socket.socket) -> None:
+        """Answer the run until it hangs up."""
+        ...
+
+    def clock(self, result: RunResult) -> Clock:
+        """When it drew its first real batch, asked for grading and gave its first logits."""
+        ...
+
+    def environment(self, result: RunResult) -> Mapping[str, Scalar]:
+        """What the run said that it runs on: device, versions."""
+        ...
+
+    def outcome(self, result: RunResult) -> Graded | Crash | Invalid: ...
+
+
+class Grader(Protocol):
+    """Says what runs are worth. `name` is "trusted", or "self-reported" where a run's own word is taken."""
+
+    name: str
+
+    def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> Session:
+        """Begin the grading of a run; `wants_holdout` says of its score whether the sealed split is to be graded."""
+        ...
 
 
 class Judge(Protocol):

@@ -12,6 +12,8 @@ class GreedyJudge:
 
     def decide(self, incumbent: Trial | None, candidate: Trial) -> Decision:
         """See `interfaces.Judge`; without an incumbent the candidate is the baseline."""
+        if candidate.invalid:
+            return Decision(Status.INVALID, candidate.invalid)
         if candidate.val_bpb is None:
             crash = candidate.crash
             return Decision(Status.CRASH, f"{crash.kind.value}: {crash.detail}" if crash else "no score")

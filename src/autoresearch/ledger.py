@@ -180,6 +180,8 @@ def _restore(hint: object, value: object) -> object:
         return _build(hint, value)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(typing.cast(list[object], value))
     if typing.get_origin(hint) is Mapping:
         return dict(typing.cast(dict[str, object], value))
     return value

@@ -8,14 +8,18 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from autoresearch import atomic, grader, guard, report
+from autoresearch import atomic, guard, report, timing
 from autoresearch.errors import Exhausted, UserError
+from autoresearch.grader import memory_gb, printed_summary
+from autoresearch.interfaces import Session
 from autoresearch.proposing import Answer, Desk
 from autoresearch.records import (
     Campaign,
     CampaignStarted,
     Crash,
     Decision,
+    Graded,
+    Invalid,
     Proposal,
     ProposalRefused,
     RunEnded,
@@ -94,7 +98,7 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
             decision = stages.judge.decide(campaign.incumbent, trial)
             if not decision.rerun:
                 break
-        trial = dataclasses.replace(trial, runs=(*trial.runs, run_once(stages, trial)))
+        trial = dataclasses.replace(trial, runs=(*trial.runs, run_once(stages, campaign, trial)))
     settle(stages, campaign, trial, decision)
 
 
@@ -220,7 +224,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
     return Trial(proposed)
 
 
-def run_once(stages: Stages, trial: Trial) -> RunEnded:
+def run_once(stages: Stages, campaign: Campaign, trial: Trial) -> RunEnded:
     """Execute and grade one run of a trial, on the next seed."""
     run, commit = len(trial.runs), trial.proposed.commit
     request = RunRequest(
@@ -230,38 +234,83 @@ def run_once(stages: Stages, trial: Trial) -> RunEnded:
         seed=FIRST_SEED + run,
         budget_seconds=stages.budget_seconds,
         deadline_seconds=stages.deadline_seconds,
+        editable=stages.editable,
+        baseline=commit == campaign.started.base,
     )
     stages.record(RunStarted(trial.number, run, request.seed))
-    result = stages.executor.run(request, lambda event: stages.progress(trial.number, event))
-    outcome = stages.grader.grade(request, result)
-    ended = run_record(stages, trial, request, result, outcome)
+    unfinished = unscored(stages, trial, request)
+
+    def would_keep(score: Score) -> bool:
+        scored = dataclasses.replace(trial, runs=(*trial.runs, dataclasses.replace(unfinished, score=score)))
+        return stages.judge.decide(campaign.incumbent, scored).status is Status.KEEP
+
+    session = stages.grader.session(request, would_keep)
+    result = stages.executor.run(request, lambda event: stages.progress(trial.number, event), session.serve)
+    ended = run_record(stages, campaign, unfinished, session, result)
     stages.record(ended)
     return ended
 
 
-def run_record(
-    stages: Stages, trial: Trial, request: RunRequest, result: RunResult, outcome: Score | Crash
-) -> RunEnded:
-    summary = grader.printed_summary(result.log_tail)
-    first = grader.first_event(result.events, "first_batch")
+def unscored(stages: Stages, trial: Trial, request: RunRequest) -> RunEnded:
+    """A run's record before there is anything to say of it."""
     return RunEnded(
         trial=trial.number,
         run=len(trial.runs),
         seed=request.seed,
         commit=request.commit,
-        score=outcome if isinstance(outcome, Score) else None,
+        score=None,
+        crash=None,
+        exit_code=None,
+        wall_seconds=0.0,
+        startup_seconds=None,
+        training_seconds=None,
+        memory_gb=None,
+        summary={},
+        environment={},
+        frozen_sha256=stages.frozen_sha256(request.files),
+        log="",
+        curve="",
+    )
+
+
+def run_record(
+    stages: Stages, campaign: Campaign, unfinished: RunEnded, session: Session, result: RunResult
+) -> RunEnded:
+    """The record of a run that has ended: what it is worth, unless its time or a frozen file says otherwise."""
+    outcome, clock, summary = session.outcome(result), session.clock(result), printed_summary(result.log_tail)
+    graded = outcome if isinstance(outcome, Graded) else None
+    invalid = outcome.reason if isinstance(outcome, Invalid) else None
+    if graded:
+        baseline = campaign.trials[0].runs[:1] if campaign.trials else ()
+        invalid = tampered(result) or timing.void(
+            clock,
+            budget_seconds=stages.budget_seconds,
+            startup_seconds=stages.startup_seconds,
+            steps=result.steps,
+            baseline_first_answer=baseline[0].first_logits_seconds if baseline else None,
+        )
+    return dataclasses.replace(
+        unfinished,
+        score=graded.score if graded else None,
+        holdout=graded.holdout if graded and not invalid else None,
         crash=outcome if isinstance(outcome, Crash) else None,
+        invalid=invalid,
         exit_code=result.exit_code,
         wall_seconds=result.wall_seconds,
-        startup_seconds=first.at if first else None,
-        training_seconds=grader.training_seconds(result.events),
-        memory_gb=grader.memory_gb(summary),
+        startup_seconds=clock.first_batch,
+        training_seconds=timing.training_seconds(clock),
+        first_logits_seconds=timing.first_answer_seconds(clock),
+        memory_gb=memory_gb(summary),
         summary=summary,
-        environment={name: value for name, value in first.values.items() if name != "event"} if first else {},
-        frozen_sha256=stages.frozen_sha256(request.files),
+        environment=session.environment(result),
         log=stages.workspace.relative(result.log_path),
         curve=stages.workspace.relative(result.curve_path),
     )
+
+
+def tampered(result: RunResult) -> str | None:
+    """Why a run that changed frozen files is not to be believed; None where it left them alone."""
+    return f"it changed {', '.join(result.tampered)}, which no trial may" if result.tampered else None
 
 
 def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:

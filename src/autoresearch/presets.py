@@ -24,12 +24,16 @@ class Preset:
     purpose: str
     prepare: Mapping[str, object]
     train: Mapping[str, object]
+    startup_seconds: int
 
 
 def presets() -> dict[str, Preset]:
     """Every preset by name, smallest machine first."""
     table = yaml.safe_load((SHIPPED / "presets.yaml").read_text(encoding="utf-8"))
-    return {name: Preset(name, entry["for"], entry["prepare"], entry["train"]) for name, entry in table.items()}
+    return {
+        name: Preset(name, entry["for"], entry["prepare"], entry["train"], entry["startup_seconds"])
+        for name, entry in table.items()
+    }
 
 
 def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -> None:
@@ -45,7 +49,7 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     files = {
         "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **budget}),
         "train.py": fill(_shipped("train.py"), preset.train),
-        "program.md": _shipped("program.md"),
+        "program.md": re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", _shipped("program.md")),
         ".gitignore": IGNORED,
     }
     directory.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ import psutil
 MARK = "AUTORESEARCH_RUN"
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
 STANDARD_ERROR = 2  # the file that a child inherits under this number, whatever Python's own stderr is
+
+
+class OverLimit(Exception):
+    """A run uses more than it may, in words; `poll` raises it, and the run is killed at once."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,16 @@ def run_group(
     mark: str,
     poll: Callable[[float], None],
     stdin: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Ended:
     """Run a command with its output in a log file, until it ends or its deadline does; it reads the file `stdin`.
 
     `poll` is called about twenty times a second with the seconds since the start. Every process that the command
-    leaves is ended, those too that left its group: they carry `mark` in their environment.
+    leaves is ended, those too that left its group: they carry `mark` in their environment, or descend from one that
+    does.
 
     Raises:
+        OverLimit: `poll` did.
         FileNotFoundError: there is no such program.
     """
     start = time.monotonic()
@@ -56,11 +65,16 @@ def run_group(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=os.name == "posix",
+            pass_fds=tuple(pass_fds),
         )
+    grace = GRACE_SECONDS
     try:
         code = _wait(child, start, deadline_seconds, poll)
+    except OverLimit:
+        grace = 0.0
+        raise
     finally:
-        end_marked(mark, child.pid)
+        end_marked(mark, child.pid, grace)
         child.wait()
     poll(time.monotonic() - start)
     return Ended(code, time.monotonic() - start)
@@ -74,27 +88,57 @@ def _wait(child: subprocess.Popen[bytes], start: float, deadline: float, poll: C
     return None
 
 
-def end_marked(mark: str, group: int | None = None) -> int:
+def end_marked(mark: str, group: int | None = None, grace: float | None = None) -> int:
     """End every process that carries a mark (or one beginning with it and a slash), and the group of a child.
 
-    TERM first, five seconds later KILL, again and again for what is forked meanwhile. Returns how many there were.
+    TERM first, five seconds later (or `grace`) KILL, again and again for what is forked meanwhile. Returns how many
+    there were.
     """
-    found = _marked(mark)
-    if found or (group and psutil.pid_exists(group)):
+    grace = GRACE_SECONDS if grace is None else grace
+    found = processes_of(mark)
+    if grace and (found or (group and psutil.pid_exists(group))):
         _signal_group(group, signal.SIGTERM)
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs(found, timeout=GRACE_SECONDS)
+        psutil.wait_procs(found, timeout=grace)
+    until = time.monotonic() + GRACE_SECONDS
+    while (left := processes_of(mark)) and time.monotonic() < until:
+        _kill(left)
     if os.name == "posix":
         _signal_group(group, signal.SIGKILL)
-    until = time.monotonic() + GRACE_SECONDS
-    while (left := _marked(mark)) and time.monotonic() < until:
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, timeout=0.2)
     return len(found)
+
+
+def _kill(family: Sequence[psutil.Process]) -> None:
+    """Kill processes, the first of each family last: their orphans stay its descendants, and so can be found."""
+    pids: set[int | None] = {process.pid for process in family}
+    elders = [process for process in family if _parent(process) not in pids]
+    rest = [process for process in family if process not in elders]
+    for process in elders:
+        with contextlib.suppress(psutil.Error):
+            process.suspend() if rest else process.kill()
+    if os.name == "posix":  # at a blow where they stay together, since a fork bomb outruns one after the other
+        for group in {_group(process) for process in rest} & pids:
+            _signal_group(group, signal.SIGKILL)
+    for process in rest:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(rest or elders, timeout=0.2)
+
+
+def _group(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except OSError:
+        return None
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
 
 
 def _signal_group(group: int | None, signal_number: int) -> None:
@@ -104,8 +148,20 @@ def _signal_group(group: int | None, signal_number: int) -> None:
         os.killpg(group, signal_number)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _carries(process, mark)]
+def processes_of(mark: str) -> list[psutil.Process]:
+    """The living processes that carry a mark, and all that descend from them whatever their environment."""
+    parents: dict[int, int] = {}
+    living: list[psutil.Process] = []
+    family: set[int] = set()
+    for process in psutil.process_iter(["ppid", "status"]):
+        parents[process.pid] = process.info["ppid"]
+        if process.info["status"] != psutil.STATUS_ZOMBIE:
+            living.append(process)
+            if _carries(process, mark):
+                family.add(process.pid)
+    while family and (born := {pid for pid, parent in parents.items() if parent in family and pid not in family}):
+        family |= born
+    return [process for process in living if process.pid in family]
 
 
 def _carries(process: psutil.Process, mark: str) -> bool:
@@ -113,8 +169,23 @@ def _carries(process: psutil.Process, mark: str) -> bool:
         found = process.environ().get(MARK, "")
     except (psutil.Error, OSError):
         return False
-    alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return alive and (found == mark or found.startswith(mark + "/"))
+    return found == mark or found.startswith(mark + "/")
+
+
+def output(command: Sequence[str]) -> str:
+    """What a short command says, on standard output and error; it gets an empty directory and no environment."""
+    with tempfile.TemporaryDirectory(prefix="autoresearch-") as name:
+        directory = Path(name)
+        run_group(
+            command,
+            directory=directory,
+            environment={"PATH": os.defpath},
+            log=directory / "log",
+            deadline_seconds=ANSWER_SECONDS,
+            mark=f"output:{directory}",
+            poll=lambda elapsed: None,
+        )
+        return (directory / "log").read_text(errors="replace").strip()
 
 
 def run_attached(

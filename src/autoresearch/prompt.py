@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autoresearch import report
-from autoresearch.records import Brief, Campaign, Failure, Status, Trial
+from autoresearch.brief import Brief, Failure
+from autoresearch.records import Campaign, Status, Trial
 
 SMALLEST = 4_000  # characters below which nothing sensible can be said
 FILES_LIMIT = 200_000  # characters of the editable files together; they are whole below it
@@ -181,7 +182,7 @@ def outcomes(campaign: Campaign) -> list[Outcome]:
     for trial in campaign.finished:
         verdict = trial.verdict
         assert verdict is not None, "finished"
-        bpb = None if verdict.status is Status.CRASH else verdict.val_bpb
+        bpb = None if verdict.status in (Status.CRASH, Status.INVALID) else verdict.val_bpb
         gain = None if best is None or bpb is None else best - bpb
         worse = gain is not None and best is not None and -gain > CLEARLY * best
         found.append(Outcome(trial, gain, worse))
@@ -196,7 +197,7 @@ def digest(campaign: Campaign, room: int) -> str:
     latest = every[::-1]
     discarded = [outcome for outcome in latest if outcome.status is Status.DISCARD]
     near = [outcome for outcome in discarded if outcome.gain is not None and not outcome.clearly_worse]
-    dead = [outcome for outcome in latest if outcome.clearly_worse or outcome.status is Status.CRASH]
+    dead = [outcome for outcome in latest if outcome.clearly_worse or outcome.status in (Status.CRASH, Status.INVALID)]
     lists: Mapping[str, tuple[list[str], float]] = {
         "keeps, the latest first": ([o.line() for o in latest if o.status is Status.KEEP], 0.2),
         "near misses, the nearest first": ([o.line() for o in sorted(near, key=lambda o: -(o.gain or 0.0))], 0.15),

@@ -10,19 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autoresearch import memory, report
+from autoresearch.brief import Brief, Failure
 from autoresearch.errors import Exhausted, NoProposal
 from autoresearch.interfaces import Researcher
-from autoresearch.records import (
-    Brief,
-    Campaign,
-    CrashKind,
-    Failure,
-    GuidanceGiven,
-    Proposal,
-    ProposalRefused,
-    Status,
-    Trial,
-)
+from autoresearch.records import Campaign, CrashKind, GuidanceGiven, Proposal, ProposalRefused, Status, Trial
 from autoresearch.stages import Stages
 
 POLL_SECONDS = 0.05

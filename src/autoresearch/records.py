@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ class Status(StrEnum):
     KEEP = "keep"
     DISCARD = "discard"
     CRASH = "crash"
+    INVALID = "invalid"  # scored, but not to be believed; a discard in results.tsv
 
 
 class CrashKind(StrEnum):
@@ -50,7 +51,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One execution of `train.py`, as plain data: all that another machine would need to carry it out."""
+    """One execution of `train.py`, as plain data: all that another machine would need to carry it out.
+
+    The files in `editable` are a researcher's; a `baseline` is the person's own work, and nobody else's.
+    """
 
     run_id: str
     commit: str
@@ -58,6 +62,8 @@ class RunRequest:
     seed: int
     budget_seconds: float
     deadline_seconds: float
+    editable: tuple[str, ...] = ()
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,11 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What an executor saw of a run; `exit_code` is None where the deadline ended it. Times are in seconds."""
+    """What an executor saw of a run; `exit_code` is None where the deadline ended it. Times are in seconds.
+
+    `tampered` are the frozen files that the run changed, `ended` says why it was ended before its deadline, if it was;
+    `steps` is the number of optimizer steps by its own account.
+    """
 
     exit_code: int | None
     wall_seconds: float
@@ -79,16 +89,44 @@ class RunResult:
     log_tail: str
     log_path: str
     curve_path: str
+    tampered: tuple[str, ...] = ()
+    ended: str = ""
+    steps: int = 0
 
 
 @dataclass(frozen=True)
 class Score:
-    """A graded run: total nats and bytes over the split's scored tokens."""
+    """A graded run: total nats and bytes over the split's scored tokens; `parts` is the same of equal parts of it."""
 
     val_bpb: float
     nats: float
     tokens: int
     bytes: int
+    parts: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The parent's clock, in seconds since the run was started: first real batch, request for grading, first logits."""
+
+    first_batch: float | None = None
+    grade_requested: float | None = None
+    first_logits: float | None = None
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A trusted score, and the sealed holdout's where it was asked for."""
+
+    score: Score
+    holdout: Score | None = None
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A run whose score is not to be believed, and why, in words."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -203,6 +241,9 @@ class RunEnded:
     frozen_sha256: Mapping[str, str]
     log: str
     curve: str
+    invalid: str | None = None
+    holdout: Score | None = None
+    first_logits_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +287,7 @@ class Trial:
     @property
     def val_bpb(self) -> float | None:
         """The mean over the scored runs, in bits per byte; None where there is none."""
-        scores = [run.score.val_bpb for run in self.runs if run.score]
+        scores = [run.score.val_bpb for run in self.runs if run.score and not run.invalid]
         return sum(scores) / len(scores) if scores else None
 
     @property
@@ -258,6 +299,10 @@ class Trial:
     @property
     def crash(self) -> Crash | None:
         return next((run.crash for run in reversed(self.runs) if run.crash), None)
+
+    @property
+    def invalid(self) -> str | None:
+        return next((run.invalid for run in reversed(self.runs) if run.invalid), None)
 
 
 @dataclass(frozen=True)
@@ -295,56 +340,3 @@ class Campaign:
     @property
     def usd(self) -> float:
         return sum(spent.usd or 0.0 for spent in self.spendings)
-
-
-# ---------------------------------------------------------------- what a researcher is given
-
-
-@dataclass(frozen=True)
-class Archive:
-    """Reads what past trials left behind, each by its number; empty where there is nothing.
-
-    `files` are the editable files that it ran with, `patch` its diff, `log` the end of its last run's log, `curve` the
-    points of that run's training curve (step, progress, loss, lr, tokens_per_second).
-    """
-
-    files: Callable[[int], Mapping[str, str]] = lambda trial: {}
-    patch: Callable[[int], str] = lambda trial: ""
-    log: Callable[[int], str] = lambda trial: ""
-    curve: Callable[[int], Sequence[Mapping[str, Scalar]]] = lambda trial: ()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A crash that may be repaired: the trial, what went wrong, and the files that crashed.
-
-    `attempt` counts from 1 up to `attempts`, the repairs that the lab allows; `advice` is what to try first.
-    """
-
-    trial: int
-    idea: str
-    kind: CrashKind
-    detail: str
-    patch: str
-    files: Mapping[str, str]
-    attempt: int
-    attempts: int
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Brief:
-    """All that a researcher is given. `files` are those of the incumbent that it may edit, `frozen` the rest.
-
-    `refusal`: why its last proposal was not taken; `failure`: a crash to mend; `trial`: the number it would get.
-    """
-
-    program: str
-    files: Mapping[str, str]
-    campaign: Campaign
-    refusal: str | None = None
-    frozen: Mapping[str, str] = field(default_factory=dict)
-    guidance: str = ""
-    failure: Failure | None = None
-    trial: int = 0
-    archive: Archive = Archive()

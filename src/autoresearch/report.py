@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from autoresearch.errors import UserError
-from autoresearch.records import Campaign, CrashKind, Status, Trial
+from autoresearch.records import Campaign, CrashKind, Score, Status, Trial
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 BASELINE = "baseline"
 REASON_LENGTH = 160  # characters of a crash's reason that a description carries
+PARTS = 16  # equal parts of a split, by whose differences an interval is made; as many as are noted
+T_QUANTILE = 2.131  # of Student's t with PARTS - 1 degrees of freedom, for a two-sided 95 % interval
 LISTED = 5  # biggest keeps and near misses that a report names
 
 # Whole terminal escapes: control sequences (colours, cursor), strings with their end (titles), short ones.
@@ -75,6 +78,22 @@ class Report:
     trials_per_hour: float | None = None
 
 
+@dataclass(frozen=True)
+class Gain:
+    """A fall of bits per byte, and half the width of its 95 % interval over the split's text; None where unknown."""
+
+    bpb: float
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Generalisation:
+    """The best's gain on the split that decides and on the one that nobody has seen; one run each, seeds left out."""
+
+    search: Gain
+    holdout: Gain
+
+
 # ---------------------------------------------------------------- text from elsewhere
 
 
@@ -122,18 +141,24 @@ def row_of(trial: Trial, description: str | None = None) -> Row:
     """Return a finished trial's row; `description` takes the place of its idea."""
     assert trial.verdict is not None, "only finished trials have a row"
     status = trial.verdict.status
-    scored = status is not Status.CRASH and trial.verdict.val_bpb is not None
+    val_bpb = unbelieved(trial) if status is Status.INVALID else trial.verdict.val_bpb
+    scored = status in (Status.KEEP, Status.DISCARD) and val_bpb is not None
     # A quote at the start of a field makes CSV readers, with which people open results.tsv, swallow lines.
     text = one_line(description or trial.proposed.idea).replace('"', "'")
     why = "" if scored else reason(trial).replace('"', "'")
     return Row(
         number=trial.number,
         commit=trial.proposed.commit[:7],
-        val_bpb=trial.verdict.val_bpb if scored else None,
+        val_bpb=None if status is Status.CRASH else val_bpb,
         memory_gb=None if status is Status.CRASH else trial.verdict.memory_gb,
         status=status,
         description=f"{text} ({why})" if why else text,
     )
+
+
+def unbelieved(trial: Trial) -> float | None:
+    """The score of an invalid trial, which counts for nothing."""
+    return next((run.score.val_bpb for run in trial.runs if run.score), None)
 
 
 # ---------------------------------------------------------------- results.tsv
@@ -146,9 +171,12 @@ def to_tsv(rows: Iterable[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    description = one_line(row.description)
+    """A line; the published table knows no invalid trials: one is a discard, or a crash where it has no number."""
+    description, status = one_line(row.description), row.status
+    if status is Status.INVALID:
+        status = Status.CRASH if row.val_bpb is None else Status.DISCARD
     numbers = f"{row.val_bpb or 0:.6f}\t{row.memory_gb or 0:.1f}"
-    return f"{row.commit}\t{numbers}\t{row.status.value}\t{description}"
+    return f"{row.commit}\t{numbers}\t{status.value}\t{description}"
 
 
 def from_tsv(text: str, name: str) -> tuple[Row, ...]:
@@ -210,10 +238,11 @@ def summarise(rows: Iterable[Row], seconds: float | None = None) -> Report:
     baseline = _find(table, frontier[0]) if frontier else None
     best = _find(table, frontier[-1]) if frontier else None
     gain = frontier[0].val_bpb - frontier[-1].val_bpb if frontier else None
+    counts = {status: sum(row.status is status for row in table) for status in Status}
     crashed = Counter(_crash_kind(row) for row in table if row.status is Status.CRASH)
     return Report(
         trials=len(table),
-        counts={status.value: sum(row.status is status for row in table) for status in Status},
+        counts={status.value: n for status, n in counts.items() if n or status is not Status.INVALID},
         baseline=baseline,
         best=best,
         gain=gain,
@@ -224,6 +253,32 @@ def summarise(rows: Iterable[Row], seconds: float | None = None) -> Report:
         crash_kinds=dict(crashed.most_common()),
         trials_per_hour=3600 * len(table) / seconds if seconds else None,
     )
+
+
+# ---------------------------------------------------------------- search gain against holdout gain
+
+
+def generalisation(campaign: Campaign) -> Generalisation | None:
+    """Return the best's gain over the baseline on val and on the sealed holdout; None until both were graded on it."""
+    first, best = campaign.trials[:1], campaign.incumbent
+    if not first or best is None or best.number == first[0].number:
+        return None
+    graded = [next((run for run in trial.runs if run.score and run.holdout), None) for trial in (first[0], best)]
+    before, after = graded
+    if before is None or after is None:
+        return None
+    return Generalisation(_gain(before.score, after.score), _gain(before.holdout, after.holdout))
+
+
+def _gain(before: Score | None, after: Score | None) -> Gain:
+    """Return the fall of bits per byte, with what the choice of text makes of it: paired over parts of the split."""
+    assert before is not None
+    assert after is not None
+    falls = [a - b for a, b in zip(before.parts, after.parts, strict=False)]
+    if len(falls) != PARTS:
+        return Gain(before.val_bpb - after.val_bpb, None)
+    error = statistics.stdev(falls) / math.sqrt(PARTS)
+    return Gain(before.val_bpb - after.val_bpb, T_QUANTILE * error)
 
 
 def run_seconds(campaign: Campaign) -> float:
@@ -237,7 +292,7 @@ def _steps(rows: tuple[Row, ...]) -> tuple[list[Step], list[Step]]:
     discarded: list[Step] = []
     best: float | None = None
     for row in rows:
-        if row.val_bpb is None or row.status is Status.CRASH:
+        if row.val_bpb is None or row.status in (Status.CRASH, Status.INVALID):
             continue
         gain = 0.0 if best is None else best - row.val_bpb
         step = Step(row.number, row.commit, row.val_bpb, gain, row.description)

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from autoresearch.brief import Archive
 from autoresearch.errors import UserError
 from autoresearch.interfaces import Executor, Grader, Judge, Researcher
 from autoresearch.ledger import Ledger
-from autoresearch.records import Archive, Campaign, Event, RunEvent
+from autoresearch.records import Campaign, Event, RunEvent
 from autoresearch.workspace import Workspace
 
 
@@ -60,6 +61,7 @@ class Stages:
     editable: tuple[str, ...]
     budget_seconds: float
     deadline_seconds: float
+    startup_seconds: float
     min_free_gb: float
     program: Callable[[], str]
     guidance: Callable[[], str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,8 @@ def report_(
         workspace = Workspace.open(lab)
         campaign = interactive.Lab(workspace).campaign(tag)
         if as_json:
-            print_json(report.summarise(report.rows(campaign), report.run_seconds(campaign)))
+            summary = report.summarise(report.rows(campaign), report.run_seconds(campaign))
+            print_json({**dataclasses.asdict(summary), "generalisation": report.generalisation(campaign)})
         else:
             show_report(workspace, campaign, Console())
         return
@@ -125,7 +127,9 @@ def show_report(workspace: Workspace, campaign: Campaign | None, console: Consol
     if campaign is None or not campaign.finished:
         return
     rows = report.rows(campaign)
-    terminal.show_report(report.summarise(rows, report.run_seconds(campaign)), console, campaign.started)
+    terminal.show_report(
+        report.summarise(rows, report.run_seconds(campaign)), console, campaign.started, report.generalisation(campaign)
+    )
     _draw(rows, workspace.chart, campaign.tag)
 
 

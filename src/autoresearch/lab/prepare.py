@@ -1,7 +1,6 @@
 """Data, tokenizer, packing loader and evaluation of this lab: the part that a trial may not change.
 
-`python prepare.py` writes text, as tokens, to a cache that labs share; train.py imports the rest from here. What a
-person can mend ends in one sentence and exit code 1 (DataError).
+`python prepare.py` writes text, as tokens, to a cache that labs share; train.py imports the rest from here.
 """
 
 import base64
@@ -64,11 +63,14 @@ SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")  # what files:PATH reads
 
 SEED = int(os.environ.get("AUTORESEARCH_SEED", "42"))
 RUN_DIR = os.environ.get("AUTORESEARCH_RUN_DIR")  # set in a trial, absent by hand
+CHANNEL = os.environ.get("AUTORESEARCH_CHANNEL")  # to a trial's parent, which lends the data and computes the score
 CACHE = Path(os.environ.get("AUTORESEARCH_CACHE") or platformdirs.user_cache_dir("autoresearch"))
 DOWNLOADS = CACHE / "downloads"
 SETTINGS = [SOURCE, VOCAB_SIZE, NUM_SHARDS, CLIMBMIX_SHARDS, PIECE_CHARS, BPE_MAX_CHARS, BPE_DOC_CHARS, SPLIT_PATTERN]
 SETTINGS += sys.version_info[:3] if SOURCE == "stdlib" else ()
 DATA = CACHE / "data" / f"{SOURCE.partition(':')[0]}-{hashlib.sha256(json.dumps(SETTINGS).encode()).hexdigest()[:12]}"
+if CHANNEL:
+    import autoresearch_trial  # type: ignore[import-not-found]  # the program puts it beside train.py
 
 Array = npt.NDArray[Any]
 Batch = tuple[torch.Tensor, torch.Tensor, int]
@@ -319,6 +321,8 @@ def write_split(directory: Path, split: str, earlier: set[bytes], tokenizer: Tok
 
 def prepared_file(name: str) -> Path:
     """The path of a prepared file that has the size noted in meta.json; DataError where there is none such."""
+    if CHANNEL and name.startswith(SPLITS):
+        raise DataError(f"{name} is not there in a trial: only train is, by make_dataloader")
     with contextlib.suppress(OSError, ValueError, KeyError):
         if (DATA / name).stat().st_size == json.loads((DATA / "meta.json").read_text())["files"][name]:
             return DATA / name
@@ -331,8 +335,11 @@ def pack_epoch(split: str, epoch: int, space: int) -> Iterator[Array]:
     Best fit: of PACKING_BUFFER documents take the longest that fits into what is left of the row; if none fits, the
     head of the shortest, whose tail is dropped. In the buffer a document is one integer, length * 2^32 + number.
     """
-    tokens = np.asarray(np.load(prepared_file(f"{split}.npy"), mmap_mode="r", allow_pickle=False))
-    offsets = np.load(prepared_file(f"{split}_offsets.npy"), allow_pickle=False)
+    if CHANNEL and split == "train":
+        tokens, offsets = autoresearch_trial.train_data()  # the parent's clock starts with the first call
+    else:
+        tokens = np.asarray(np.load(prepared_file(f"{split}.npy"), mmap_mode="r", allow_pickle=False))
+        offsets = np.load(prepared_file(f"{split}_offsets.npy"), allow_pickle=False)
     if len(tokens) < space:
         raise DataError(f"the {split} split does not fill one row of {space} tokens: give more text")
     order = np.random.default_rng([SEED, epoch]).permutation(len(offsets) - 1)
@@ -383,41 +390,40 @@ def warmup_batch(batch_size: int, device: Device = None) -> tuple[torch.Tensor, 
 
 def detect_device() -> torch.device:
     """The best there is: CUDA (or ROCm), MPS, CPU."""
-    other = "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device("cuda" if torch.cuda.is_available() else other)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 # ---- evaluation
 @torch.inference_mode()
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
-    """Bits per byte on the validation split: nats / (ln 2 * bytes), over the tokens that have bytes.
-    `model(x)` gives logits (B, T, V) and never sees the targets. Rows are MAX_SEQ_LEN tokens, EVAL_TOKENS in all or
-    one epoch if that is less. In a trial the checkpoint is saved before, and the score told to the parent.
-    """
+    """Bits per byte on the validation split: nats / (ln 2 * bytes), over the tokens that have bytes. `model(x)` gives
+    logits (B, T, V). Rows are MAX_SEQ_LEN tokens, EVAL_TOKENS in all or one epoch if that is less. In a trial the
+    checkpoint is saved before, and the parent sends the rows and computes the score."""
     write_line("events.jsonl", event="grade_requested")
     if RUN_DIR:
-        state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(copies, Path(RUN_DIR, "checkpoint.part"))  # tied weights twice; names uncompiled
+        data = {k.replace("_orig_mod.", ""): x.to("cpu", copy=True).contiguous() for k, x in model.state_dict().items()}
+        safetensors.torch.save_file(data, Path(RUN_DIR, "checkpoint.part"))  # tied weights twice; names uncompiled
         os.replace(Path(RUN_DIR, "checkpoint.part"), Path(RUN_DIR, "checkpoint.safetensors"))
-    rows = np.stack(list(itertools.islice(pack_epoch("val", 1, MAX_SEQ_LEN + 1), EVAL_TOKENS // MAX_SEQ_LEN)))
-    sizes = tokenizer.byte_lengths[rows[:, 1:]]
-    training = model.training
+    training, device = model.training, next((parameter.device for parameter in model.parameters()), detect_device())
     model.eval()
-    nats = sum_nats(model, torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(sizes > 0), batch_size)
+    if CHANNEL:
+        bpb = float(autoresearch_trial.evaluate(model, device, batch_size, MAX_SEQ_LEN, tokenizer.get_vocab_size()))
+    else:
+        rows = np.stack(list(itertools.islice(pack_epoch("val", 1, MAX_SEQ_LEN + 1), EVAL_TOKENS // MAX_SEQ_LEN)))
+        sizes = tokenizer.byte_lengths[rows[:, 1:]]
+        nats = sum_nats(model, torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(sizes > 0), batch_size, device)
+        counts = {"tokens": int((sizes > 0).sum()), "bytes": int(sizes.sum())}
+        bpb = nats / (math.log(2) * counts["bytes"])
+        write_line("events.jsonl", event="score", split="val", nats=nats, **counts, val_bpb=bpb)
     model.train(training)
-    score = {"nats": nats, "tokens": int((sizes > 0).sum()), "bytes": int(sizes.sum())}
-    bpb = nats / (math.log(2) * score["bytes"])
-    write_line("events.jsonl", event="score", split="val", **score, val_bpb=bpb)
     return bpb
 
 
-def sum_nats(model: torch.nn.Module, rows: torch.Tensor, counted: torch.Tensor, batch_size: int) -> float:
+def sum_nats(model: torch.nn.Module, rows: torch.Tensor, counted: torch.Tensor, batch: int, device: Device) -> float:
     """Cross entropy in nats over the counted targets of rows (N, T + 1); with half the batch when memory is short.
     All batches have one shape, lest a compiled model be compiled again: the last is filled up with rows that are then
     ignored. In float32 by 8192 tokens, as a batch's logits can be gigabytes; sums stay on the device to the end."""
-    device = next((parameter.device for parameter in model.parameters()), detect_device())
-    sums, size = list[torch.Tensor](), min(batch_size, len(rows))
+    sums, size = list[torch.Tensor](), min(batch, len(rows))
     while len(sums) < len(rows):
         chosen = torch.arange(len(sums), len(sums) + size) % len(rows)
         x, y, mask = rows[chosen, :-1].to(device), rows[chosen, 1:].to(device), counted[chosen].to(device)
@@ -429,8 +435,6 @@ def sum_nats(model: torch.nn.Module, rows: torch.Tensor, counted: torch.Tensor, 
             if size == 1 or not re.search("out of memory|can't allocate memory", str(error)):
                 raise
             size //= 2
-        if len(sums) // size % 100 == 0:
-            print(f"evaluated {len(sums)} of {len(rows)} rows", flush=True)
     return float(torch.stack(sums[: len(rows)]).cpu().double().sum())
 
 
@@ -442,17 +446,14 @@ def write_line(name: str, **values: Any) -> None:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a score depends on besides the files: device, versions, and the fingerprints of the text."""
+    """What a score depends on besides the files and the data."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    splits = json.loads(prepared_file("train.npy").with_name("meta.json").read_text())["splits"]
-    data = {f"{split}_sha256": splits[split]["sha256"] for split in ("train", "val")}
-    return {"device": f"{device.type}: {name}", "torch": torch.__version__, "python": platform.python_version(), **data}
+    return {"device": f"{device.type}: {name}", "torch": torch.__version__, "python": platform.python_version()}
 
 
 def log_metrics(step: int, **numbers: float) -> None:
     """Add a line to the curve of this run; cheap enough for each step. What is not finite is written as null."""
-    finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-    write_line("curve.jsonl", step=step, **finite)
+    write_line("curve.jsonl", step=step, **{k: x if math.isfinite(x) else None for k, x in numbers.items()})
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autoresearch import guard, memory
+from autoresearch.brief import Brief
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.guard import fingerprint, syntax_problem
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, CrashKind, Proposal, Scalar
+from autoresearch.records import CrashKind, Proposal, Scalar
 from autoresearch.researchers.search import bandit, constants, knobs
 from autoresearch.researchers.search.bandit import Belief
 from autoresearch.researchers.search.batches import (

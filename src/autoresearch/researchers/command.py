@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch import process, prompt
+from autoresearch.brief import Brief
 from autoresearch.errors import NoProposal, UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Proposal
+from autoresearch.records import Proposal
 from autoresearch.researchers.agents import AGENTS, Account, AgentSpec
 from autoresearch.researchers.handover import (
     IDEA,

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from autoresearch import prompt
+from autoresearch.brief import Brief
 from autoresearch.errors import NoProposal
 from autoresearch.guard import syntax_problem
-from autoresearch.records import Brief, Status
+from autoresearch.records import Status
 from autoresearch.researchers.search import constants
 
 IDEA, PROMPT, PAST = "IDEA.md", "PROMPT.md", "past"

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autoresearch import guard, memory
+from autoresearch.brief import Brief, Failure
 from autoresearch.interfaces import Kit, Researcher
 from autoresearch.prompt import outcomes
-from autoresearch.records import Brief, Campaign, Failure, Proposal, Status, Trial
+from autoresearch.records import Campaign, Proposal, Status, Trial
 from autoresearch.researchers.dialogue.reply import Knob
 from autoresearch.researchers.llm import LlmResearcher
 from autoresearch.researchers.search import constants
@@ -99,7 +100,8 @@ def base(trial: Trial, past: tuple[Trial, ...], brief: Brief) -> Mapping[str, st
     if any(each.verdict and each.verdict.status is Status.KEEP for each in (trial, *past)):
         return brief.files
     outcome = next((each for each in outcomes(brief.campaign) if each.trial.number == trial.number), None)
-    if outcome is None or outcome.gain is None or outcome.clearly_worse or outcome.status is Status.CRASH:
+    failed = outcome is not None and outcome.status in (Status.CRASH, Status.INVALID)
+    if outcome is None or outcome.gain is None or outcome.clearly_worse or failed:
         return {}
     return brief.archive.files(trial.number)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch import memory
+from autoresearch.brief import Brief, Failure
 from autoresearch.errors import NoProposal, UserError
 from autoresearch.interfaces import Kit
 from autoresearch.prompt import RULES, describe
-from autoresearch.records import Brief, Failure, Proposal, Scalar
+from autoresearch.records import Proposal, Scalar
 from autoresearch.researchers.dialogue.blocks import ReplyError, one_line
 from autoresearch.researchers.dialogue.providers import PROVIDERS, Choice, choose
 from autoresearch.researchers.dialogue.reading import Reading

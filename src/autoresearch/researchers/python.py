@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import runpy
 
+from autoresearch.brief import Brief
 from autoresearch.errors import UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Proposal
+from autoresearch.records import Proposal
 
 
 class PythonResearcher:

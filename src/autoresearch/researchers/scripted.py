@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoresearch.brief import Brief
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.interfaces import Kit
-from autoresearch.records import Brief, Proposal
+from autoresearch.records import Proposal
 
 Line = Proposal | Mapping[str, Any] | Callable[[Brief], Proposal]
 

@@ -80,7 +80,7 @@ def _png(picture: Figure) -> bytes:
 
 def _fill(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None:
     _frame(axes, rows, report, title)
-    scored = [row for row in rows if row.val_bpb is not None]
+    scored = [row for row in rows if row.val_bpb is not None and row.status is not Status.INVALID]
     if not scored:
         axes.set_yticks([])
         axes.text(
@@ -93,7 +93,7 @@ def _fill(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None
     _crashes(axes, rows)
     if report.frontier:
         _frontier(axes, rows, report.frontier)
-    if scored or any(row.status is Status.CRASH for row in rows):
+    if scored or any(row.status in (Status.CRASH, Status.INVALID) for row in rows):
         axes.legend(loc="upper right", framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=INK)
     if report.frontier:
         _labels(axes, rows, report.frontier)
@@ -160,10 +160,10 @@ def _dots(axes: Axes, scored: list[Row], high: float) -> None:
 
 
 def _crashes(axes: Axes, rows: tuple[Row, ...]) -> None:
-    crashed = [row.number for row in rows if row.status is Status.CRASH]
+    crashed = [row.number for row in rows if row.status in (Status.CRASH, Status.INVALID)]
     if crashed:
         foot = axes.get_xaxis_transform()
-        name = f"crashed ({len(crashed)})"
+        name = f"crashed or invalid ({len(crashed)})"
         axes.scatter(
             crashed, [0.02] * len(crashed), transform=foot, marker="x", s=32, color=CRASH, label=name, zorder=3
         )

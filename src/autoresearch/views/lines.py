@@ -8,7 +8,7 @@ from rich.text import Text
 from autoresearch.records import CampaignStarted, Status
 from autoresearch.report import Row, one_line
 
-COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red"}
+COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}
 LABEL_WIDTH = 12
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from autoresearch.doctor import Check
 from autoresearch.records import Campaign, CampaignStarted, RunEnded, Status, Trial
-from autoresearch.report import Report, Row, Step, one_line, plain, reason
+from autoresearch.report import Gain, Generalisation, Report, Row, Step, one_line, plain, reason
 from autoresearch.views.lines import COLOURS, LABEL_WIDTH, label, say, set_up
 from autoresearch.views.live import LiveView
 
@@ -170,16 +170,28 @@ def _section(console: Console, title: str, body: ConsoleRenderable) -> None:
 # ---------------------------------------------------------------- the report
 
 
-def show_report(report: Report, console: Console, started: CampaignStarted | None = None) -> None:
+def show_report(
+    report: Report,
+    console: Console,
+    started: CampaignStarted | None = None,
+    generalisation: Generalisation | None = None,
+) -> None:
     """The campaign summed up: its set-up if known, counts, baseline and best, biggest keeps, near misses, crashes."""
     if started:
         say(console, label("set-up", set_up(started)))
     say(console, *_counts(report))
+    if generalisation:
+        gains = f"search {_gain(generalisation.search)}, sealed holdout {_gain(generalisation.holdout)}"
+        say(console, label("gain", f"{gains} (95 % over the text, not over seeds)"))
     if report.crash_kinds:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.crash_kinds.items())
         say(console, label("crashes", kinds, "red"))
     _steps(console, "biggest keeps", report.biggest, "green")
     _steps(console, "near misses", report.near_misses, "yellow")
+
+
+def _gain(gain: Gain) -> str:
+    return f"{-gain.bpb:+.4f}" + (f" ± {gain.margin:.4f}" if gain.margin is not None else "")
 
 
 def _counts(report: Report) -> list[Text]:

@@ -9,8 +9,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from autoresearch.brief import Brief
 from autoresearch.prompt import fence, fitting, outcomes, refused, told
-from autoresearch.records import Brief, Scalar
+from autoresearch.records import Scalar
 
 ANSWER = 6_000  # characters of an answer
 POINTS = 16  # of a curve

@@ -1,0 +1,229 @@
+"""Turns the logits that a run writes into shared memory into nats, and its answers to probes into a verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from autoresearch import probes
+from autoresearch.records import Score
+from autoresearch.splits import SplitData
+
+Array = npt.NDArray[Any]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SLOTS = 2
+PARTS = 16  # of a split, whose scores are noted apart
+LARGEST_SLOT = 2**30  # bytes of logits
+
+
+class Refused(Exception):
+    """Why a run is not graded, in words."""
+
+
+class SharedMemory:
+    """Memory shared with a run by a file descriptor. It is read and written as a file, never mapped here: a run that
+    cuts the file short cannot hurt, and what is read is a copy that the run cannot change afterwards."""
+
+    def __init__(self, size: int) -> None:
+        if hasattr(os, "memfd_create"):
+            self.descriptor = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        else:
+            with tempfile.TemporaryFile() as file:  # has no name by now
+                self.descriptor = os.dup(file.fileno())
+        os.ftruncate(self.descriptor, size)
+        with contextlib.suppress(ImportError, AttributeError, OSError):  # sizes can be sealed on Linux alone
+            import fcntl
+
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+    def write(self, offset: int, array: Array) -> None:
+        data = memoryview(array.tobytes())
+        while len(data):
+            written = os.pwrite(self.descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+    def read(self, offset: int, into: torch.Tensor) -> None:
+        data = memoryview(into.view(torch.uint8).numpy().data).cast("B")
+        while len(data):
+            if not (count := os.preadv(self.descriptor, [data], offset)):
+                raise Refused("the shared memory was cut short")
+            data, offset = data[count:], offset + count
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class Exam:
+    """One split's rows and probes: which are still to be asked, and what came of the others."""
+
+    def __init__(self, rows: Array, byte_lengths: Array) -> None:
+        sizes = byte_lengths[rows[:, 1:]]
+        self.counted = torch.from_numpy(sizes > 0)
+        self.targets = torch.from_numpy(rows[:, 1:].astype(np.int64))
+        self.sizes = sizes.sum(axis=1, dtype=np.int64)  # bytes of each row
+        self.plan = probes.plan(rows, np.random.default_rng())  # seeded by the system, so that no run can know it
+        self.comparison = probes.Comparison(self.plan, np.pad(sizes > 0, ((0, 0), (1, 0))))
+        self.left: list[int] = self.plan.order.tolist()
+        # A GPU makes short work of what a CPU takes minutes for, at a large vocabulary.
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.nats: dict[int, float] = {}
+
+    def take(self, count: int) -> list[int]:
+        """The next rows to ask for, filled up with others to the full count, which are not counted again."""
+        rows, self.left = self.left[:count], self.left[count:]
+        return rows
+
+    def filled(self, rows: list[int], count: int) -> Array:
+        """The tokens of a batch (count, T): all batches have one shape, lest a compiled model be compiled again."""
+        others = np.resize(self.plan.order, count - len(rows))
+        asked: Array = self.plan.asked[np.concatenate([np.array(rows, np.int64), others])]
+        return asked
+
+    def answered(self, row: int, batch: int, logits: torch.Tensor) -> None:
+        """Take the logits (T, V) of a row: float32 cross-entropy, summed in float64."""
+        logits = logits.to(self.device)
+        low, high = torch.aminmax(logits)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise Refused("its logits are not finite")
+        self.comparison.hear(row, batch, logits)
+        if row < len(self.targets):
+            targets = self.targets[row].to(self.device)
+            losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu()
+            self.nats[row] = float((losses * self.counted[row]).sum(dtype=torch.float64))
+
+    def score(self) -> Score:
+        by_row = np.array([self.nats[row] for row in range(len(self.targets))])
+        if not np.isfinite(by_row).all():
+            raise Refused("its cross-entropy is not finite")
+        nats, size = math.fsum(by_row), int(self.sizes.sum())
+        pairs = zip(*(np.array_split(rows, min(PARTS, len(by_row))) for rows in (by_row, self.sizes)), strict=True)
+        parts = tuple(float(part.sum() / (math.log(2) * sizes.sum())) for part, sizes in pairs if sizes.sum())
+        return Score(nats / (math.log(2) * size), nats, int(self.counted.sum()), size, parts)
+
+
+@dataclass
+class Slot:
+    """A part of the shared memory: the rows that are in it, if any, and the number of their batch."""
+
+    tokens_at: int
+    logits_at: int
+    rows: list[int] | None = None
+    size: int = 0
+    batch: int = 0
+
+
+@dataclass
+class Scoring:
+    """The grading of one run, val first and then perhaps holdout, message by message."""
+
+    data: SplitData
+    batch_size: int
+    wants_holdout: Callable[[Score], bool]
+    exam: Exam = field(init=False)
+    score: Score | None = None
+    holdout: Score | None = None
+
+    def __post_init__(self) -> None:
+        context, vocabulary = self.data.context, self.data.vocabulary
+        largest = max(1, LARGEST_SLOT // (context * vocabulary * 4))
+        self.exam = Exam(self.data.val, self.data.byte_lengths)
+        self.size = min(self.batch_size, len(self.exam.plan.asked), largest)
+        page = mmap.ALLOCATIONGRANULARITY
+        tokens, logits = (-(-self.size * context * each // page) * page for each in (8, vocabulary * 4))
+        self.slots = [Slot(i * tokens, SLOTS * tokens + i * logits) for i in range(SLOTS)]
+        self.memory = SharedMemory(SLOTS * (tokens + logits))
+        self.bytes, self.batches, self.dtype = SLOTS * (tokens + logits), 0, "float32"
+        self.done: Slot | None = None
+        self.row = {name: torch.empty((context, vocabulary), dtype=dtype) for name, dtype in DTYPES.items()}
+
+    def close(self) -> None:
+        self.memory.close()
+
+    def layout(self) -> dict[str, Any]:
+        return {
+            "context": self.data.context,
+            "vocabulary": self.data.vocabulary,
+            "bytes": self.bytes,
+            "tokens_at": [slot.tokens_at for slot in self.slots],
+            "logits_at": [slot.logits_at for slot in self.slots],
+        }
+
+    def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What to say to a request for a batch. `digest` is to be called after that has been said."""
+        if message.get("done") is not None:
+            self._take_back(message)
+        while True:
+            free = next((number for number, slot in enumerate(self.slots) if slot.rows is None), None)
+            if self.exam.left and free is not None:
+                return self._hand_out(free)
+            if self.done:
+                self.digest()
+            elif any(slot.rows is not None for slot in self.slots):
+                return {"slot": None, "rows": 0}
+            elif not self._go_on():
+                assert self.score is not None
+                return {"val_bpb": self.score.val_bpb}
+
+    def _hand_out(self, number: int) -> dict[str, Any]:
+        slot = self.slots[number]
+        slot.rows, slot.size, slot.batch = self.exam.take(self.size), self.size, self.batches
+        self.batches += 1
+        self.memory.write(slot.tokens_at, self.exam.filled(slot.rows, slot.size))
+        return {"slot": number, "rows": slot.size}
+
+    def _take_back(self, message: Mapping[str, Any]) -> None:
+        """Note what a run says of a slot that it has filled, or has no memory for."""
+        number = message["done"]
+        if type(number) is not int or not 0 <= number < SLOTS or self.slots[number].rows is None:
+            raise Refused("it answered a batch that it was not asked for")
+        slot = self.slots[number]
+        if message.get("failed") is not None:
+            if slot.size == 1:
+                raise Refused("it runs out of memory on a single row")
+            self.exam.left[:0] = slot.rows or []
+            slot.rows, self.size = None, max(1, min(self.size, slot.size // 2))
+            return
+        shape, wanted = message.get("shape"), [slot.size, self.data.context, self.data.vocabulary]
+        if shape != wanted:
+            raise Refused(
+                f"its logits have the shape {str(shape)[:60]} where {wanted} is wanted (rows, tokens, vocabulary)"
+            )
+        if str(message.get("dtype")) not in DTYPES:
+            raise Refused(
+                f"its logits are of type {str(message.get('dtype'))[:60]}, which is none of {', '.join(DTYPES)}"
+            )
+        self.dtype, self.done = str(message["dtype"]), slot
+
+    def digest(self) -> None:
+        """Score the slot that the run has filled last, where that is still to be done."""
+        if self.done is None or self.done.rows is None:
+            return
+        slot, rows, row = self.done, self.done.rows, self.row[self.dtype]
+        for place, number in enumerate(rows):
+            self.memory.read(slot.logits_at + place * row.nbytes, row)
+            self.exam.answered(number, slot.batch, row)
+        self.done = slot.rows = None
+
+    def _go_on(self) -> bool:
+        """Close a split's exam; whether there is another one to be held."""
+        score = self.exam.score()
+        if failed := self.exam.comparison.failure(self.dtype, score.nats / score.tokens):
+            raise Refused(failed)
+        if self.score is not None:
+            self.holdout = score
+            return False
+        self.score = score
+        if not self.wants_holdout(score):
+            return False
+        self.exam = Exam(self.data.holdout, self.data.byte_lengths)
+        return True

@@ -1,0 +1,104 @@
+"""The rows that a campaign is scored on, read in the parent through the campaign's own frozen prepare.py."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoresearch.errors import UserError
+
+Array = npt.NDArray[Any]
+NEEDED = {"MAX_SEQ_LEN", "EVAL_TOKENS", "Tokenizer", "pack_epoch", "prepared_file", "evaluate_bpb"}
+RUN_SIDE = "autoresearch_trial"
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """A lab's scored rows, uint16 (N, context + 1), the raw bytes of each token, and where its training tokens are."""
+
+    context: int
+    byte_lengths: Array
+    val: Array
+    holdout: Array
+    train: tuple[Path, Path]
+    fingerprints: Mapping[str, str]
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.byte_lengths)
+
+
+def can_be_graded(prepare: str) -> bool:
+    """Whether a lab's prepare.py speaks to a grader; an adopted lab's need not, and reports its own score."""
+    try:
+        body = ast.parse(prepare).body
+    except SyntaxError:
+        return False
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in body:
+        if isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names >= NEEDED and RUN_SIDE in prepare
+
+
+@functools.lru_cache(maxsize=2)
+def read(prepare: str) -> SplitData:
+    """The rows that this prepare.py's own `evaluate_bpb` would score on; read once for all runs of a process.
+
+    Raises:
+        UserError: the data is not there, or the file cannot be loaded.
+    """
+    try:
+        return _read(_load(prepare))
+    except SystemExit as error:  # prepare.py's own sentence for what a person can mend
+        raise UserError(f"prepare.py: {error}") from error
+    except Exception as error:  # the person's file may fail in any way
+        raise UserError(f"the splits cannot be read by prepare.py: {type(error).__name__}: {error}") from error
+
+
+def readable(prepare: str) -> tuple[Path, ...]:
+    """The files of the lab's data that a run may read by their paths: neither tokens of any split, nor text."""
+    data = read(prepare).train[0].parent
+    return data / "tokenizer.tiktoken", data / "meta.json"
+
+
+def _load(prepare: str) -> ModuleType:
+    """The module of a source text, under a name that nothing else imports it by."""
+    name = f"_autoresearch_prepare_{hashlib.sha256(prepare.encode()).hexdigest()[:12]}"
+    module = ModuleType(name)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        exec(compile(prepare, "prepare.py", "exec"), module.__dict__)
+    finally:
+        del sys.modules[name]
+    return module
+
+
+def _read(lab: Any) -> SplitData:
+    context = int(lab.MAX_SEQ_LEN)
+    count = int(lab.EVAL_TOKENS) // context
+    val, holdout = (
+        np.stack(list(itertools.islice(lab.pack_epoch(split, 1, context + 1), count))) for split in ("val", "holdout")
+    )
+    train = (lab.prepared_file("train.npy"), lab.prepared_file("train_offsets.npy"))
+    splits = json.loads(train[0].with_name("meta.json").read_text(encoding="utf-8"))["splits"]
+    return SplitData(
+        context=context,
+        byte_lengths=lab.Tokenizer.from_directory().byte_lengths,
+        val=val,
+        holdout=holdout,
+        train=train,
+        fingerprints={f"{split}_sha256": str(splits[split]["sha256"]) for split in ("train", "val")},
+    )

@@ -1,0 +1,59 @@
+"""Whether a run kept to its time: the parent's clock against budget, start-up allowance and first answer."""
+
+from __future__ import annotations
+
+from autoresearch.records import Clock
+
+SLACK_SECONDS = 1.0  # to save the checkpoint, and for the parent to hear of it
+SLACK_SHARE = 0.02  # of the budget, for the same on larger models
+LONGEST_STEP = 0.1  # of the budget: the most that the step under way at its end may add, whatever the run says
+SLOWER = 3.0  # times that the first logits may take what the baseline's took
+EVEN_SLOWER_SECONDS = 2.0
+
+
+def void(
+    clock: Clock,
+    *,
+    budget_seconds: float,
+    startup_seconds: float,
+    steps: int,
+    baseline_first_answer: float | None,
+) -> str | None:
+    """Why a run's time does not count as the budget's, in words; None where it does.
+
+    `steps` is what the run says of itself, so it is trusted within LONGEST_STEP alone. Between the request for grading
+    and its first logits a run could go on training: it may take no longer there than a few times what the baseline
+    took, which is the person's own code (None where that is not known).
+    """
+    if clock.first_batch is None or clock.grade_requested is None:
+        return None
+    trained = clock.grade_requested - clock.first_batch
+    if clock.first_batch > startup_seconds:
+        return (
+            f"start-up took {clock.first_batch:.1f} s before the first training batch, and `startup_seconds` allows "
+            f"{startup_seconds:g}"
+        )
+    step = min(trained / max(steps, 1), LONGEST_STEP * budget_seconds)
+    allowed = budget_seconds * (1 + SLACK_SHARE) + step + SLACK_SECONDS
+    if trained > allowed:
+        return f"it trained for {trained:.1f} s: the budget of {budget_seconds:g} s and one step allow {allowed:.1f}"
+    answer = first_answer_seconds(clock)
+    if answer is not None and baseline_first_answer is not None:
+        patience = SLOWER * baseline_first_answer + EVEN_SLOWER_SECONDS
+        if answer > patience:
+            return f"its first logits came {answer:.1f} s after it asked for grading, and {patience:.1f} s are allowed"
+    return None
+
+
+def training_seconds(clock: Clock) -> float | None:
+    """From the first real training batch to the request for grading."""
+    if clock.first_batch is None or clock.grade_requested is None:
+        return None
+    return clock.grade_requested - clock.first_batch
+
+
+def first_answer_seconds(clock: Clock) -> float | None:
+    """From the request for grading to the first logits."""
+    if clock.first_logits is None or clock.grade_requested is None:
+        return None
+    return clock.first_logits - clock.grade_requested
