@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import grading_lab
+from autoresearch import scoring
 from autoresearch.grader import SelfReported, TrustedGrader, memory_gb, printed_summary
 from autoresearch.records import Crash, CrashKind, Graded, Invalid, RunEvent, RunRequest, RunResult, Score
 from autoresearch.trial import receive, send
@@ -322,3 +323,15 @@ def test_the_summary_block_is_read_and_noise_around_it_is_not() -> None:
     assert memory_gb(printed_summary(text)) == 1.0
     assert printed_summary("no block\ndepth: 4\n") == {}
     assert memory_gb({}) is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 10_000])
+def test_no_run_sees_much_of_the_exam_at_once(lab: GradingLab, batch_size: int) -> None:
+    scoring_ = scoring.Scoring(lab.data(), batch_size, lambda score: False)
+    try:
+        asked = len(scoring_.exam.plan.asked)
+        given = [scoring_.answer({"done": None}) for _ in range(3)]
+        assert given[2]["slot"] is None
+        assert sum(answer["rows"] for answer in given) <= max(2, asked // 8)
+    finally:
+        scoring_.close()

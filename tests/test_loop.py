@@ -242,6 +242,13 @@ def test_a_run_that_deletes_its_own_directory_is_a_crash_and_no_end(lab: Path) -
     assert statuses(lab) == [Status.KEEP, Status.CRASH, Status.KEEP]
 
 
+def test_what_a_run_makes_of_its_checkpoints_name_ends_nothing(lab: Path) -> None:
+    place = "import os, pathlib; pathlib.Path(os.environ['AUTORESEARCH_RUN_DIR'], 'checkpoint.x').mkdir()"
+    run_campaign(stages(lab, [proposal(9.0, extra=place), proposal(2.0)]), "t", never)
+    assert statuses(lab) == [Status.KEEP, Status.DISCARD, Status.KEEP]
+    assert not list((lab / ".autoresearch/trials/0001").rglob("checkpoint.*"))
+
+
 def test_an_exhausted_researcher_ends_the_campaign(lab: Path) -> None:
     def end(brief: Brief) -> Proposal:
         raise Exhausted("no ideas left")

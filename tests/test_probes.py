@@ -29,7 +29,7 @@ def test_a_plan_holds_every_scored_row_once_and_its_twins_at_random() -> None:
     plan = probes.plan(ROWS, np.random.default_rng(1))
     assert np.array_equal(plan.asked[:256], ROWS[:, :-1])
     assert sorted(plan.order.tolist()) == list(range(len(plan.asked)))
-    assert len(plan.asked) == 256 + len(plan.twins) == 256 + 32 + 8
+    assert len(plan.asked) == 256 + len(plan.twins) == 256 + 64 + 8
     other = probes.plan(ROWS, np.random.default_rng(2))
     assert plan.order.tolist() != other.order.tolist()
 
@@ -71,6 +71,7 @@ def test_drift_is_the_change_of_log_probability_where_the_probability_is() -> No
 # ---- whole runs of models that cheat
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -37,9 +37,19 @@ def test_a_start_up_beyond_its_allowance_is_void() -> None:
 
 
 def test_training_on_between_the_request_and_the_first_logits_is_void() -> None:
-    assert said(answered=63.5 + 4.9) == ""
-    assert "its first logits came 5.1 s after" in said(answered=63.5 + 5.1)
-    assert said(answered=63.5 + 5.1, baseline_first_answer=None) == "", "the baseline itself is the person's own"
+    assert said(answered=63.5 + 5.9) == ""
+    assert "its first logits came 6.1 s after" in said(answered=63.5 + 6.1)
+    assert said(answered=63.5 + 6.1, baseline_first_answer=None) == "", "the baseline itself is the person's own"
+
+
+def test_training_on_over_a_later_batch_of_grading_is_void() -> None:
+    def answers(usual: float, slowest: float) -> str:
+        clock = Clock(3.0, 63.0, 64.0, usual, slowest)
+        told = void(clock, budget_seconds=60.0, startup_seconds=30.0, steps=72, baseline_first_answer=1.0)
+        return told or ""
+
+    assert answers(0.5, 4.4) == ""
+    assert "took 4.6 s over a batch of grading, where 0.50 s is usual" in answers(0.5, 4.6)
 
 
 @pytest.mark.parametrize(("clock", "seconds"), [(Clock(3.0, 63.5, 64.5), (60.5, 1.0)), (Clock(3.0), (None, None))])

@@ -14,6 +14,8 @@ from autoresearch import process, usage
 from autoresearch.sandbox import Limits
 from jail import ALL, CONFINING, Jail, in_each
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def jail(tmp_path: Path, request: pytest.FixtureRequest) -> Jail:

@@ -13,7 +13,7 @@ from autoresearch.watching import Tail, tail
 from autoresearch.workspace import Workspace
 
 TAIL_BYTES = 8_192
-LONGEST_CURVE = 2**26  # bytes; a longer one is no curve
+MOST_POINTS = 200_000  # of a curve; what comes after is left out
 
 
 def of_lab(workspace: Workspace, ledger: Ledger, editable: Sequence[str]) -> Archive:
@@ -47,8 +47,11 @@ class _Reader:
 
     def curve(self, number: int) -> Sequence[Mapping[str, Scalar]]:
         trial = self.ledger.trial(number)
-        path = self.workspace.root / trial.runs[-1].curve if trial and trial.runs else None
-        return tuple(Tail(path).lines()) if path and path.exists() and path.stat().st_size < LONGEST_CURVE else ()
+        curve = Tail(self.workspace.root / trial.runs[-1].curve) if trial and trial.runs else None
+        points: list[Mapping[str, Scalar]] = []
+        while curve and len(points) < MOST_POINTS and (more := list(curve.lines())):
+            points += more
+        return points
 
 
 def _text(path: Path) -> str:

@@ -65,7 +65,7 @@ def compose(
         archive=archive.of_lab(workspace, ledger, settings.editable),
         editable=settings.editable,
         budget_seconds=budget,
-        deadline_seconds=budget + settings.allowance_seconds,
+        deadline_seconds=budget + settings.startup_seconds + settings.allowance_seconds,
         startup_seconds=settings.startup_seconds,
         min_free_gb=settings.min_free_gb,
         program=latest_prose(workspace.program),

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import socket
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,6 +71,9 @@ class TrustedSession:
         self.train_requests = 0
         self.scoring: Any = None
         self.graded: Graded | None = None
+        self.is_done = False
+        self.told_at = 0.0  # when the run was last given something to do
+        self.answers: list[float] = []  # seconds that it took over each batch
         self.problem: Invalid | Crash | None = None
 
     def serve(self, channel: socket.socket) -> None:
@@ -108,7 +112,7 @@ class TrustedSession:
                 self._lend_train(channel, now)
             case "grade":
                 self._begin(channel, message, now)
-            case "batch" if self.scoring and not self.graded:
+            case "batch" if self.scoring and not self.is_done:
                 self._next_batch(channel, message, now)
             case other:
                 raise ProtocolError(f"asked for {str(other)[:60]!r} out of turn")
@@ -128,7 +132,7 @@ class TrustedSession:
 
     def _begin(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:
         """Stop the clock and open the shared memory; a later request is answered with the score that there is."""
-        if self.graded:
+        if self.graded and self.is_done:
             return send(channel, {"val_bpb": self.graded.score.val_bpb})
         if "first_batch" not in self.stamps:
             raise self.refused("it never drew a training batch")
@@ -148,26 +152,31 @@ class TrustedSession:
         return None
 
     def _next_batch(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:
-        if message.get("done") is not None:
+        if message.get("done") is not None and message.get("failed") is None:
             self.stamps.setdefault("first_logits", now)
+            self.answers.append(now - self.told_at)
         answer = self.scoring.answer(message)
-        if "val_bpb" in answer:
+        if self.scoring.score:
             self.graded = Graded(self.scoring.score, self.scoring.holdout)
+        self.is_done = "val_bpb" in answer
         send(channel, answer)
+        self.told_at = time.monotonic() - self.started
         self.scoring.digest()  # while the run computes the next batch
 
     def clock(self, result: RunResult) -> Clock:
-        return Clock(**self.stamps)
+        later = self.answers[1:]
+        usual, slowest = (statistics.median(later), max(later)) if later else (None, None)
+        return Clock(**self.stamps, usual_answer=usual, slowest_answer=slowest)
 
     def environment(self, result: RunResult) -> Mapping[str, Scalar]:
         told = environment(result.events)
         return {**told, **self.data.fingerprints} if told else {}
 
     def outcome(self, result: RunResult) -> Graded | Crash | Invalid:
-        """A run that failed after it was scored is a crash all the same."""
+        """A run that failed after it was scored is a crash all the same; one that was ended over the holdout is not."""
         if self.problem:
             return self.problem
-        if self.graded and result.exit_code == 0:
+        if self.graded and (result.exit_code == 0 or not self.is_done):
             return self.graded
         return diagnose(result.exit_code, result.log_tail, self.request.deadline_seconds, result.ended)
 

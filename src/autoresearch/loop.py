@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 
 from autoresearch import atomic, guard, report, timing
 from autoresearch.errors import Exhausted, UserError
@@ -34,10 +33,11 @@ from autoresearch.records import (
     Verdict,
 )
 from autoresearch.stages import Stages
-from autoresearch.trial import CHECKPOINT, ENTRY
+from autoresearch.trial import ENTRY
 
 FIRST_SEED = 42
 FREE_REFUSALS = 3
+REASON_LENGTH = 200  # characters
 
 
 # ---------------------------------------------------------------- the loop
@@ -140,7 +140,7 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
         stages.record(new_campaign(stages, tag, dirty))
     elif campaign.finished and campaign.incumbent is None:
         raise UserError(
-            f"the baseline of campaign {tag} crashed: mend train.py, commit it, and start anew with `--tag NAME`"
+            f"the baseline of campaign {tag} has no score: mend train.py, commit it, and start anew with `--tag NAME`"
         )
     campaign = stages.campaign(tag)
     publish(stages, campaign)
@@ -161,6 +161,7 @@ def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignSt
         sandbox=stages.executor.sandbox,
         frozen_sha256=stages.frozen_sha256(stages.workspace.files(base)),
         budget_seconds=stages.budget_seconds,
+        grader=stages.grader.name,
     )
 
 
@@ -282,7 +283,8 @@ def run_record(
     invalid = outcome.reason if isinstance(outcome, Invalid) else None
     if graded:
         baseline = campaign.trials[0].runs[:1] if campaign.trials else ()
-        invalid = tampered(result) or timing.void(
+        changed = f"it changed {', '.join(result.tampered)}, which no trial may" if result.tampered else None
+        invalid = changed or timing.void(
             clock,
             budget_seconds=stages.budget_seconds,
             startup_seconds=stages.startup_seconds,
@@ -308,29 +310,25 @@ def run_record(
     )
 
 
-def tampered(result: RunResult) -> str | None:
-    """Why a run that changed frozen files is not to be believed; None where it left them alone."""
-    return f"it changed {', '.join(result.tampered)}, which no trial may" if result.tampered else None
-
-
 def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:
     """Record the verdict, then let the branch and results.tsv follow it.
 
     Raises:
-        UserError: the baseline crashed, so that there is nothing to search from.
+        UserError: the baseline has no score that counts, so that there is nothing to search from.
     """
     kept = decision.status is Status.KEEP
-    if not kept:
-        for checkpoint in stages.workspace.trial_directory(trial.number).rglob(f"{Path(CHECKPOINT).stem}.*"):
-            checkpoint.unlink()
     standing = campaign.incumbent.proposed.commit if campaign.incumbent else campaign.started.base
     incumbent = trial.proposed.commit if kept else standing
     stages.record(Verdict(trial.number, decision.status, decision.reason, trial.val_bpb, trial.memory_gb, incumbent))
+    if not kept:
+        stages.workspace.drop_checkpoints(trial.number)
     publish(stages, stages.campaign(campaign.tag))
     if campaign.incumbent is None and not kept:
+        what = "crashed" if decision.status is Status.CRASH else f"is {decision.status.value}"
+        why = report.shorten(report.last_line(decision.reason), REASON_LENGTH)
         raise UserError(
-            f"the baseline crashed ({report.reason(trial)}): see `autoresearch show {trial.number}`, mend {ENTRY}, "
-            "commit it, and run this again"
+            f"the baseline {what} ({why}): see `autoresearch show {trial.number}`, mend {ENTRY} (or program.md, where "
+            "that sets a limit), commit it, and begin anew with `--tag NAME`"
         )
 
 

@@ -107,11 +107,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Clock:
-    """The parent's clock, in seconds since the run was started: first real batch, request for grading, first logits."""
+    """The parent's clock, in seconds since the run was started: first real batch, request for grading, first logits.
+
+    The answers are what it took over a batch of grading after the first.
+    """
 
     first_batch: float | None = None
     grade_requested: float | None = None
     first_logits: float | None = None
+    usual_answer: float | None = None
+    slowest_answer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class CampaignStarted:
     sandbox: str
     frozen_sha256: Mapping[str, str]
     budget_seconds: float
+    grader: str = ""
 
 
 @dataclass(frozen=True)

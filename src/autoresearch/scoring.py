@@ -22,6 +22,7 @@ from autoresearch.splits import SplitData
 Array = npt.NDArray[Any]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SLOTS = 2
+SHARES = 16  # of an exam, each of which is a batch at most
 PARTS = 16  # of a split, whose scores are noted apart
 LARGEST_SLOT = 2**30  # bytes of logits
 
@@ -77,6 +78,7 @@ class Exam:
         # A GPU makes short work of what a CPU takes minutes for, at a large vocabulary.
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.nats: dict[int, float] = {}
+        self.shown: dict[int, int] = {}  # the batch in which the run saw a row first
 
     def take(self, count: int) -> list[int]:
         """The next rows to ask for, filled up with others to the full count, which are not counted again."""
@@ -89,13 +91,19 @@ class Exam:
         asked: Array = self.plan.asked[np.concatenate([np.array(rows, np.int64), others])]
         return asked
 
-    def answered(self, row: int, batch: int, logits: torch.Tensor) -> None:
+    def answered(self, row: int, logits: torch.Tensor) -> None:
         """Take the logits (T, V) of a row: float32 cross-entropy, summed in float64."""
-        logits = logits.to(self.device)
+        try:
+            self._take(row, logits.to(self.device))
+        except torch.OutOfMemoryError:  # the run itself may have filled the GPU
+            self.device = torch.device("cpu")
+            self._take(row, logits)
+
+    def _take(self, row: int, logits: torch.Tensor) -> None:
         low, high = torch.aminmax(logits)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise Refused("its logits are not finite")
-        self.comparison.hear(row, batch, logits)
+        self.comparison.hear(row, self.shown[row], logits)
         if row < len(self.targets):
             targets = self.targets[row].to(self.device)
             losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu()
@@ -137,7 +145,8 @@ class Scoring:
         context, vocabulary = self.data.context, self.data.vocabulary
         largest = max(1, LARGEST_SLOT // (context * vocabulary * 4))
         self.exam = Exam(self.data.val, self.data.byte_lengths)
-        self.size = min(self.batch_size, len(self.exam.plan.asked), largest)
+        # A run that saw much of the exam at once could tell probes from what they probe before it answers any.
+        self.size = min(self.batch_size, largest, max(1, len(self.exam.plan.asked) // SHARES))
         page = mmap.ALLOCATIONGRANULARITY
         tokens, logits = (-(-self.size * context * each // page) * page for each in (8, vocabulary * 4))
         self.slots = [Slot(i * tokens, SLOTS * tokens + i * logits) for i in range(SLOTS)]
@@ -178,6 +187,8 @@ class Scoring:
         slot = self.slots[number]
         slot.rows, slot.size, slot.batch = self.exam.take(self.size), self.size, self.batches
         self.batches += 1
+        for row in slot.rows:
+            self.exam.shown.setdefault(row, slot.batch)
         self.memory.write(slot.tokens_at, self.exam.filled(slot.rows, slot.size))
         return {"slot": number, "rows": slot.size}
 
@@ -211,7 +222,7 @@ class Scoring:
         slot, rows, row = self.done, self.done.rows, self.row[self.dtype]
         for place, number in enumerate(rows):
             self.memory.read(slot.logits_at + place * row.nbytes, row)
-            self.exam.answered(number, slot.batch, row)
+            self.exam.answered(number, row)
         self.done = slot.rows = None
 
     def _go_on(self) -> bool:

@@ -8,7 +8,7 @@ SLACK_SECONDS = 1.0  # to save the checkpoint, and for the parent to hear of it
 SLACK_SHARE = 0.02  # of the budget, for the same on larger models
 LONGEST_STEP = 0.1  # of the budget: the most that the step under way at its end may add, whatever the run says
 SLOWER = 3.0  # times that the first logits may take what the baseline's took
-EVEN_SLOWER_SECONDS = 2.0
+EVEN_SLOWER_SECONDS = 3.0
 
 
 def void(
@@ -41,7 +41,17 @@ def void(
     if answer is not None and baseline_first_answer is not None:
         patience = SLOWER * baseline_first_answer + EVEN_SLOWER_SECONDS
         if answer > patience:
-            return f"its first logits came {answer:.1f} s after it asked for grading, and {patience:.1f} s are allowed"
+            return (
+                f"its first logits came {answer:.1f} s after it asked for grading, and {patience:.1f} s are allowed: "
+                "what has to be compiled for it is to be compiled before the first training batch, on warmup_batch"
+            )
+    if clock.usual_answer is not None and clock.slowest_answer is not None:
+        patience = SLOWER * clock.usual_answer + EVEN_SLOWER_SECONDS
+        if clock.slowest_answer > patience:
+            return (
+                f"it took {clock.slowest_answer:.1f} s over a batch of grading, where {clock.usual_answer:.2f} s is "
+                "usual, and could have trained on"
+            )
     return None
 
 

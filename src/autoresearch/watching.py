@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autoresearch.records import RunEvent, Scalar
 from autoresearch.trial import CURVE, EVENTS, RUN_DIR, SEED
+
+LARGEST_PART = 2**20  # bytes of a run's file that are read at once
 
 
 def run_environment(base: Mapping[str, str], directory: Path, seed: int) -> dict[str, str]:
@@ -15,14 +19,28 @@ def run_environment(base: Mapping[str, str], directory: Path, seed: int) -> dict
     return {**base, SEED: str(seed), RUN_DIR: str(directory), "PYTHONUNBUFFERED": "1"}
 
 
+def read_part(path: Path, offset: int, limit: int = LARGEST_PART) -> bytes:
+    """At most so many bytes of a file that a run may have made: nothing of what is no plain file, or not there.
+
+    A run can put anything in its place: a link that leads out of its sandbox, a pipe that would hold the reader up.
+    """
+    careful = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | careful)
+    except OSError:
+        return b""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(offset if offset >= 0 else max(0, status.st_size + offset))
+        return file.read(limit)
+
+
 def tail(log: Path, limit: int) -> str:
     """The last so many bytes of a log, as text; empty where there is none, for a run may delete its own."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - limit))
-            return file.read(limit).decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+    return read_part(log, -limit, limit).decode(errors="replace")
 
 
 class Tail:
@@ -34,17 +52,15 @@ class Tail:
 
     def lines(self) -> Iterator[Mapping[str, Scalar]]:
         """The lines that came since the last call; a half-written one waits, one that is no object is skipped."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            fresh = file.read()
+        fresh = read_part(self.path, self.offset)
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self.offset += len(whole)
+        if not whole and len(fresh) == LARGEST_PART:  # a line without an end is none
+            self.offset += len(fresh)
         for line in whole.splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
                 yield values

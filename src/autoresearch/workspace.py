@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from autoresearch import atomic, git
 from autoresearch.errors import UserError
 from autoresearch.hardware import GIBIBYTE
+from autoresearch.trial import CHECKPOINT
 
 LAB_FILES = ("prepare.py", "train.py", "program.md")
 FROM_THE_COMMIT = ("prepare.py", "train.py")  # program.md is read as it lies there
@@ -214,6 +215,14 @@ class Workspace:
 
     def trial_directory(self, trial: int) -> Path:
         return self.trials / f"{trial:04d}"
+
+    def drop_checkpoints(self, trial: int) -> None:
+        """Remove the weights of a trial that was not kept, whatever its run has made of their names."""
+        for path in self.trial_directory(trial).glob(f"run*/{Path(CHECKPOINT).stem}.*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def relative(self, path: str) -> str:
         """A path within the lab, as the ledger keeps it."""

@@ -22,7 +22,9 @@ from autoresearch.watching import RunWatch, run_environment, tail
 
 TAIL_BYTES = 16_384
 CURVE_SECONDS = 0.5
+MOST_EVENTS = 1_000  # of a run; an honest one has a handful
 NO_LIMITS = Limits()
+SCRATCH = "scratch"
 COMPILED = "compiled"
 COMPILERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
@@ -61,6 +63,7 @@ class LocalExecutor:
 
     def end_leftovers(self) -> int:
         """End what an earlier, killed program left running; returns the number of processes."""
+        shutil.rmtree(self.runs.parent / SCRATCH, ignore_errors=True)
         return process.end_marked(self.namespace)
 
     def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
@@ -75,7 +78,8 @@ class LocalExecutor:
         shutil.rmtree(scratch, ignore_errors=True)
         frozen = lay_out(request, scratch)
         compiled = Compiled(self.runs.parent / COMPILED, directory / COMPILED)
-        compiled.lend()
+        with contextlib.suppress(OSError):  # it can do without
+            compiled.lend()
         watch = _Watcher(directory, progress)
         try:
             with Channel(serve) as channel:
@@ -100,7 +104,7 @@ class LocalExecutor:
 
     def _scratch(self, request: RunRequest) -> Path:
         """Apart from what the run may write freely, so that its frozen files can be held."""
-        return self.runs.parent / "scratch" / request.run_id.replace("/", "-")
+        return self.runs.parent / SCRATCH / request.run_id.replace("/", "-")
 
     def _run(
         self, request: RunRequest, directory: Path, watch: _Watcher, channel: Channel
@@ -229,8 +233,9 @@ class _Watcher:
 
     def __call__(self, at: float) -> None:
         for event in self.watch.events(at):
-            self.seen.append(event)
-            self.progress(event)
+            if len(self.seen) < MOST_EVENTS:
+                self.seen.append(event)
+                self.progress(event)
         if time.monotonic() >= self.curve_due:
             self.curve_due = time.monotonic() + CURVE_SECONDS
             point = self.watch.curve(at)

@@ -10,6 +10,7 @@ from autoresearch.report import Row, one_line
 
 COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}
 LABEL_WIDTH = 12
+GRADED = {"trusted": "graded from outside, ", "self-reported": "SELF-REPORTED scores, "}
 
 
 def label(name: str, value: str | Text, style: str = "") -> Text:
@@ -36,5 +37,5 @@ def set_up(started: CampaignStarted) -> str:
     """Who does the work, and where: the report must never hide that there was no sandbox."""
     return (
         f"researcher {started.researcher}, judge {started.judge}, executor {started.executor}, "
-        f"sandbox {started.sandbox}, {started.budget_seconds:g} s a run"
+        f"sandbox {started.sandbox}, {GRADED.get(started.grader, '')}{started.budget_seconds:g} s a run"
     )
