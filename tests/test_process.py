@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ from autoresearch import process, sandbox
 from jail import ALL, Jail, in_each
 
 
-def run(tmp_path: Path, code: str, deadline: float = 10.0) -> process.Ended:
+def run(tmp_path: Path, code: str, deadline: float = 10.0, **options: Any) -> process.Ended:
     return process.run_group(
         [sys.executable, "-c", code],
         directory=tmp_path,
@@ -21,7 +22,7 @@ def run(tmp_path: Path, code: str, deadline: float = 10.0) -> process.Ended:
         log=tmp_path / "run.log",
         deadline_seconds=deadline,
         mark="test/1",
-        poll=lambda elapsed: None,
+        **{"poll": lambda elapsed: None, **options},
     )
 
 
@@ -38,16 +39,7 @@ def test_the_output_and_the_exit_code_are_kept(tmp_path: Path) -> None:
 def test_a_command_reads_the_file_that_is_its_stdin_and_else_nothing(tmp_path: Path) -> None:
     (tmp_path / "prompt").write_text("Lower it.")
     for stdin, said in ((tmp_path / "prompt", "'Lower it.'"), (None, "''")):
-        process.run_group(
-            [sys.executable, "-c", "import sys; print(repr(sys.stdin.read()))"],
-            directory=tmp_path,
-            environment=dict(os.environ),
-            log=tmp_path / "run.log",
-            deadline_seconds=10,
-            mark="test/3",
-            poll=lambda elapsed: None,
-            stdin=stdin,
-        )
+        run(tmp_path, "import sys; print(repr(sys.stdin.read()))", stdin=stdin)
         assert (tmp_path / "run.log").read_text().strip() == said
 
 
@@ -76,15 +68,7 @@ def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        process.run_group(
-            [sys.executable, "-c", "import time; time.sleep(60)"],
-            directory=tmp_path,
-            environment=dict(os.environ),
-            log=tmp_path / "run.log",
-            deadline_seconds=30,
-            mark="test/2",
-            poll=interrupt,
-        )
+        run(tmp_path, "import time; time.sleep(60)", deadline=30, poll=interrupt)
     assert marked() == []
 
 

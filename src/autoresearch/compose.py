@@ -46,7 +46,8 @@ def compose(
     files = workspace.files(begun.started.base if begun else workspace.base(tag, settings.editable if agent else ()))
     prepare_py = files["prepare.py"].decode()
     budget = presets.budget(prepare_py)
-    trusted = is_trusted(prepare_py)
+    # Whether runs are graded from outside: prepare.py speaks to a grader, and the system can.
+    trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
     python = interpreter(settings, workspace.root)
     namespace = f"lab:{workspace.root}:"
     tools = kit(workspace, settings, namespace)
@@ -58,7 +59,7 @@ def compose(
         ledger=ledger,
         researcher=chosen,
         fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),
-        executor=executor(settings, workspace, namespace, prepare_py),
+        executor=executor(settings, workspace, python, namespace, prepare_py if trusted else None),
         grader=TrustedGrader(lambda: splits.read(prepare_py)) if trusted else SelfReported(),
         judge=registry.find("judge", registry.JUDGES, settings.judge)(),
         policy=policy(settings),
@@ -77,24 +78,18 @@ def compose(
     )
 
 
-def is_trusted(prepare_py: str) -> bool:
-    """Whether runs of a lab with this prepare.py are graded from outside: it speaks to a grader, and the system can."""
-    return splits.can_be_graded(prepare_py) and os.name == "posix"
-
-
-def executor(settings: Config, workspace: Workspace, namespace: str, prepare_py: str) -> Executor:
-    """The executor, with the sandbox that is wanted or works."""
-    trusted = is_trusted(prepare_py)
+def executor(settings: Config, workspace: Workspace, python: Path, namespace: str, prepare_py: str | None) -> Executor:
+    """The executor, with the sandbox that is wanted or works; without a prepare.py a lab grades itself."""
     make = registry.find("executor", registry.EXECUTORS, settings.executor)
     made: Executor = make(
         workspace.trials,
-        interpreter(settings, workspace.root),
+        python,
         config.run_environment() | {config.CACHE: str(config.cache_directory())},
         namespace,
         # A lab that grades itself reads its data where it likes.
-        sandbox.choose(settings.sandbox if trusted or settings.sandbox != "auto" else "none"),
+        sandbox.choose(settings.sandbox if prepare_py or settings.sandbox != "auto" else "none"),
         Limits(memory_gb=settings.memory_gb),
-        lambda: splits.readable(prepare_py) if trusted else (config.cache_directory(),),
+        lambda: splits.readable(prepare_py) if prepare_py else (config.cache_directory(),),
     )
     return made
 
@@ -212,15 +207,17 @@ def notice(campaign: Campaign, workspace: Workspace, frozen: Collection[str] = (
     )
 
 
-def checked_tag(tag: str) -> str:
-    """The tag, where it can name a branch.
+def tag_of(wanted: str | None, ledger: Ledger, workspace: Workspace) -> str:
+    """The campaign's tag: the one that is wanted, else the default.
 
     Raises:
-        UserError: it cannot.
+        UserError: the one that is wanted cannot name a branch.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", tag):
-        raise UserError(f"the tag {tag!r} cannot name a branch: use letters, digits, - and _")
-    return tag
+    if not wanted:
+        return default_tag(ledger, workspace)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", wanted):
+        raise UserError(f"the tag {wanted!r} cannot name a branch: use letters, digits, - and _")
+    return wanted
 
 
 def default_tag(ledger: Ledger, workspace: Workspace) -> str:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import operator
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from autoresearch.records import Proposal
 
@@ -80,6 +80,11 @@ def is_near(old: float, new: float) -> bool:
     return all(abs(old - new) < NEAR * scale for scale in scales)
 
 
+def reveals(text: str, before: str, redact: Callable[[str], str]) -> bool:
+    """Whether a text has one of the person's keys in it that the text before it has not."""
+    return redact(text) != text and redact(before) == before
+
+
 def syntax_problem(path: str, text: str) -> str | None:
     """What is wrong with a file: a character that cannot be written, or Python's syntax; None where it is well."""
     try:
@@ -104,11 +109,7 @@ def syntax_problem(path: str, text: str) -> str | None:
 
 def fingerprint(files: Mapping[str, str]) -> str:
     """A digest of the files' syntax: the same where comments, layout, docstrings or annotations alone differ."""
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        syntax = ast.dump(_normal(files[path])) if path.endswith(".py") else files[path]
-        digest.update(f"{path}\0{syntax}\0".encode())
-    return digest.hexdigest()
+    return _fingerprint(tuple(sorted(files.items())))
 
 
 def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
@@ -116,7 +117,17 @@ def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
     return _skeleton(tuple(sorted(files.items())))
 
 
-@functools.lru_cache(maxsize=512)  # a campaign's programs are compared again and again, and to parse them takes long
+# A campaign's programs are compared again and again, and to parse them takes long.
+@functools.lru_cache(maxsize=64)
+def _fingerprint(files: tuple[tuple[str, str], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, text in files:
+        syntax = ast.dump(_normal(text)) if path.endswith(".py") else text
+        digest.update(f"{path}\0{syntax}\0".encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=512)
 def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...]]:
     digest, numbers = hashlib.sha256(), _Numbers()
     for path, text in files:
@@ -158,26 +169,32 @@ class _Numbers(ast.NodeTransformer):
         self.found: list[float] = []
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, int | float) and not isinstance(node.value, bool):
-            self.found.append(node.value)
-            return ast.Constant(0)
-        return node
+        value = _number(node)
+        if value is None:
+            return node
+        self.found.append(value)
+        return ast.Constant(0)
 
 
 def _folded(node: ast.UnaryOp | ast.BinOp) -> ast.expr:
     if isinstance(node, ast.UnaryOp):
         value = _number(node.operand)
         return ast.Constant(-value) if isinstance(node.op, ast.USub) and value is not None else node
-    left, right, function = _number(node.left), _number(node.right), OPERATORS.get(type(node.op))
-    if left is None or right is None or function is None:
-        return node
-    if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1024):
-        return node
+    left, right = _number(node.left), _number(node.right)
+    result = None if left is None or right is None else computed(node.op, left, right)
+    return node if result is None else ast.Constant(result)
+
+
+def computed(operation: ast.operator, left: float, right: float) -> float | None:
+    """The result of arithmetic on two literals, such as `2**19`; None where it has none or could take for ever."""
+    function = OPERATORS.get(type(operation))
+    if function is None or (isinstance(operation, ast.Pow) and (abs(right) > 64 or abs(left) > 1024)):
+        return None
     try:
         result = function(left, right)
     except ArithmeticError:
-        return node
-    return ast.Constant(result) if isinstance(result, int | float) else node
+        return None
+    return result if isinstance(result, int | float) else None
 
 
 def _number(node: ast.expr) -> float | None:

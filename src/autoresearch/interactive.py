@@ -49,7 +49,7 @@ class Lab:
     def status(self, tag: str | None = None) -> dict[str, object]:
         """Where the campaign stands, and whether a loop is at work."""
         campaign = self.campaign(tag)
-        summary = report.summarise(report.rows(campaign), report.run_seconds(campaign))
+        summary = report.of_campaign(campaign)
         spent = {"tokens": campaign.tokens, "usd": round(campaign.usd, 4), "refused": len(campaign.refused)}
         running = self.workspace.is_locked()
         return {"tag": campaign.tag, "running": running, "spent": spent, "summary": dataclasses.asdict(summary)}
@@ -131,7 +131,7 @@ class Lab:
         with self.workspace.lock():
             ledger = self.ledger
             ledger.mend()
-            tag = compose.checked_tag(tag) if tag else compose.default_tag(ledger, self.workspace)
+            tag = compose.tag_of(tag, ledger, self.workspace)
             stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=_Agent())
             trial = try_once(stages, tag, lambda campaign: _from_working_tree(stages, campaign, idea, why))
             return {

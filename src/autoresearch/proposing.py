@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autoresearch import memory, report
+from autoresearch import guard, memory, report
 from autoresearch.brief import Brief, Failure
 from autoresearch.errors import Exhausted, NoProposal
 from autoresearch.interfaces import Researcher
@@ -282,7 +282,7 @@ def rebase(stages: Stages, proposal: Proposal, old: Mapping[str, str], new: Mapp
 def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mapping[str, str]) -> str | None:
     """Why a proposal may not run, in words for its researcher; None where it may."""
     for path, text in proposal.files.items():
-        if stages.redact(text) != text and stages.redact(files.get(path, "")) == files.get(path, ""):
+        if guard.reveals(text, files.get(path, ""), stages.redact):
             return "the proposal has one of the person's keys in it"
     return memory.refusal(proposal, files, campaign.trials, stages.archive.files, stages.editable)
 

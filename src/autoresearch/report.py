@@ -281,6 +281,11 @@ def _gain(before: Score | None, after: Score | None) -> Gain:
     return Gain(before.val_bpb - after.val_bpb, T_QUANTILE * error)
 
 
+def of_campaign(campaign: Campaign) -> Report:
+    """Return the summary of a campaign's finished trials, with their pace."""
+    return summarise(rows(campaign), run_seconds(campaign))
+
+
 def run_seconds(campaign: Campaign) -> float:
     """Return the wall time of all runs of the campaign's finished trials, for `summarise`."""
     return sum(run.wall_seconds for trial in campaign.finished for run in trial.runs)

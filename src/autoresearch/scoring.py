@@ -81,12 +81,13 @@ class Exam:
         self.shown: dict[int, int] = {}  # the batch in which the run saw a row first
 
     def take(self, count: int) -> list[int]:
-        """The next rows to ask for, filled up with others to the full count, which are not counted again."""
+        """The next rows to ask for, at most so many."""
         rows, self.left = self.left[:count], self.left[count:]
         return rows
 
     def filled(self, rows: list[int], count: int) -> Array:
-        """The tokens of a batch (count, T): all batches have one shape, lest a compiled model be compiled again."""
+        """The tokens of a batch (count, T), filled up with rows that are ignored: all batches have one shape, lest a
+        compiled model be compiled again."""
         others = np.resize(self.plan.order, count - len(rows))
         asked: Array = self.plan.asked[np.concatenate([np.array(rows, np.int64), others])]
         return asked
@@ -121,13 +122,12 @@ class Exam:
 
 @dataclass
 class Slot:
-    """A part of the shared memory: the rows that are in it, if any, and the number of their batch."""
+    """A part of the shared memory: the rows that are in it, if any, and for how many there is room."""
 
     tokens_at: int
     logits_at: int
     rows: list[int] | None = None
     size: int = 0
-    batch: int = 0
 
 
 @dataclass
@@ -185,10 +185,10 @@ class Scoring:
 
     def _hand_out(self, number: int) -> dict[str, Any]:
         slot = self.slots[number]
-        slot.rows, slot.size, slot.batch = self.exam.take(self.size), self.size, self.batches
-        self.batches += 1
+        slot.rows, slot.size = self.exam.take(self.size), self.size
         for row in slot.rows:
-            self.exam.shown.setdefault(row, slot.batch)
+            self.exam.shown.setdefault(row, self.batches)
+        self.batches += 1
         self.memory.write(slot.tokens_at, self.exam.filled(slot.rows, slot.size))
         return {"slot": number, "rows": slot.size}
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from autoresearch.errors import UserError
+from autoresearch.trial import RUN_SIDE
 
 Array = npt.NDArray[Any]
 NEEDED = {"MAX_SEQ_LEN", "EVAL_TOKENS", "Tokenizer", "pack_epoch", "prepared_file", "evaluate_bpb"}
-RUN_SIDE = "autoresearch_trial"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def can_be_graded(prepare: str) -> bool:
     for node in body:
         if isinstance(node, ast.Assign):
             names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-    return names >= NEEDED and RUN_SIDE in prepare
+    return names >= NEEDED and Path(RUN_SIDE).stem in prepare
 
 
 @functools.lru_cache(maxsize=2)

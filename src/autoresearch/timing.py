@@ -7,8 +7,8 @@ from autoresearch.records import Clock
 SLACK_SECONDS = 1.0  # to save the checkpoint, and for the parent to hear of it
 SLACK_SHARE = 0.02  # of the budget, for the same on larger models
 LONGEST_STEP = 0.1  # of the budget: the most that the step under way at its end may add, whatever the run says
-SLOWER = 3.0  # times that the first logits may take what the baseline's took
-EVEN_SLOWER_SECONDS = 3.0
+SLOWER = 3.0  # times that logits may take what the baseline's took, or what is usual
+EVEN_SLOWER_SECONDS = 3.0  # beyond that
 
 
 def void(
@@ -23,11 +23,12 @@ def void(
 
     `steps` is what the run says of itself, so it is trusted within LONGEST_STEP alone. Between the request for grading
     and its first logits a run could go on training: it may take no longer there than a few times what the baseline
-    took, which is the person's own code (None where that is not known).
+    took, which is the person's own code (None where that is not known). So it could over any later batch, which may
+    take no longer than a few times what is usual.
     """
-    if clock.first_batch is None or clock.grade_requested is None:
+    trained = training_seconds(clock)
+    if trained is None or clock.first_batch is None:
         return None
-    trained = clock.grade_requested - clock.first_batch
     if clock.first_batch > startup_seconds:
         return (
             f"start-up took {clock.first_batch:.1f} s before the first training batch, and `startup_seconds` allows "

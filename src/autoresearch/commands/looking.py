@@ -22,13 +22,12 @@ def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
 
     Example: autoresearch status --lab my-lab
     """
-    workspace = Workspace.open(lab)
-    campaign = interactive.Lab(workspace).campaign(tag)
+    beside = interactive.Lab(Workspace.open(lab))
     if as_json:
-        print_json(interactive.Lab(workspace).status(tag))
+        print_json(beside.status(tag))
         return
-    summary = report.summarise(report.rows(campaign), report.run_seconds(campaign))
-    terminal.show_status(campaign, summary, workspace.is_locked(), Console())
+    campaign = beside.campaign(tag)
+    terminal.show_status(campaign, report.of_campaign(campaign), beside.workspace.is_locked(), Console())
 
 
 def log(
@@ -85,8 +84,9 @@ def report_(
         workspace = Workspace.open(lab)
         campaign = interactive.Lab(workspace).campaign(tag)
         if as_json:
-            summary = report.summarise(report.rows(campaign), report.run_seconds(campaign))
-            print_json({**dataclasses.asdict(summary), "generalisation": report.generalisation(campaign)})
+            print_json(
+                {**dataclasses.asdict(report.of_campaign(campaign)), "generalisation": report.generalisation(campaign)}
+            )
         else:
             show_report(workspace, campaign, Console())
         return
@@ -126,11 +126,8 @@ def _read_results(path: Path) -> tuple[report.Row, ...]:
 def show_report(workspace: Workspace, campaign: Campaign | None, console: Console) -> None:
     if campaign is None or not campaign.finished:
         return
-    rows = report.rows(campaign)
-    terminal.show_report(
-        report.summarise(rows, report.run_seconds(campaign)), console, campaign.started, report.generalisation(campaign)
-    )
-    _draw(rows, workspace.chart, campaign.tag)
+    terminal.show_report(report.of_campaign(campaign), console, campaign.started, report.generalisation(campaign))
+    _draw(report.rows(campaign), workspace.chart, campaign.tag)
 
 
 def _draw(rows: tuple[report.Row, ...], path: Path, title: str) -> None:

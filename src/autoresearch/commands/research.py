@@ -38,7 +38,7 @@ def run(
     with workspace.lock():
         ledger = Ledger(workspace.ledger)
         ledger.mend()
-        tag = compose.checked_tag(tag) if tag else compose.default_tag(ledger, workspace)
+        tag = compose.tag_of(tag, ledger, workspace)
         begun = ledger.campaign(tag)
         if begun and (told := compose.notice(begun, workspace)):
             print(told)

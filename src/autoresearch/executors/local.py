@@ -62,9 +62,10 @@ class LocalExecutor:
         return self.confinement.name
 
     def end_leftovers(self) -> int:
-        """End what an earlier, killed program left running; returns the number of processes."""
+        """End what an earlier, killed program left running and remove its files; returns the number of processes."""
+        ended = process.end_marked(self.namespace)
         shutil.rmtree(self.runs.parent / SCRATCH, ignore_errors=True)
-        return process.end_marked(self.namespace)
+        return ended
 
     def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
         """See `interfaces.Executor`.
@@ -83,7 +84,7 @@ class LocalExecutor:
         watch = _Watcher(directory, progress)
         try:
             with Channel(serve) as channel:
-                ended, why = self._run(request, directory, watch, channel)
+                ended, why = self._run(request, directory, tuple(frozen), watch, channel)
             tampered = tuple(name for name, content in frozen.items() if not _is(scratch / name, content))
         except FileNotFoundError as error:
             raise NoInterpreterError(self.python) from error
@@ -107,7 +108,7 @@ class LocalExecutor:
         return self.runs.parent / SCRATCH / request.run_id.replace("/", "-")
 
     def _run(
-        self, request: RunRequest, directory: Path, watch: _Watcher, channel: Channel
+        self, request: RunRequest, directory: Path, frozen: Sequence[str], watch: _Watcher, channel: Channel
     ) -> tuple[process.Ended, str]:
         """How the run ended, and why it was ended where it used more than it may."""
         scratch, mark = self._scratch(request), f"{self.namespace}/{request.run_id}"
@@ -115,7 +116,7 @@ class LocalExecutor:
             directory=scratch,
             writable=(directory,),
             readable=tuple(self.readable()),
-            frozen=tuple(scratch / name for name in (*request.files, RUN_SIDE) if name not in request.editable),
+            frozen=tuple(scratch / name for name in frozen),
             pass_fds=channel.pass_fds,
             limits=self.limits,
         )
@@ -151,14 +152,14 @@ def signalled(code: int | None) -> int | None:
 
 def lay_out(request: RunRequest, scratch: Path) -> dict[str, bytes]:
     """Write a commit's files and the run's side of the protocol; returns those that the run must not change."""
-    side = {RUN_SIDE: Path(trial.__file__).read_bytes()}
-    for name, content in {**request.files, **side}.items():
+    files = {**request.files, RUN_SIDE: Path(trial.__file__).read_bytes()}
+    frozen = {name: content for name, content in files.items() if name not in request.editable}
+    for name, content in files.items():
         path = scratch / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    frozen = {name: content for name, content in {**request.files, **side}.items() if name not in request.editable}
-    for name in frozen:
-        (scratch / name).chmod(0o444)
+        if name in frozen:
+            path.chmod(0o444)
     return frozen
 
 

@@ -6,9 +6,8 @@ All its memory is the campaign's trials and the notes that they carry; it never 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,9 +74,9 @@ class BuiltinResearcher:
         """The first candidate that is new, and its fingerprint."""
         path = editable_file(brief)
         tried = {trial.proposed.fingerprint for trial in brief.campaign.trials}
-        tried |= refused | {mark_of(brief.files)}
+        tried |= refused | {fingerprint(brief.files)}
         for proposal in candidates(path, brief, self._seed):
-            mark = mark_of({**brief.files, **proposal.files})
+            mark = fingerprint({**brief.files, **proposal.files})
             if mark not in tried and not is_as_good_as_tried(proposal, brief):
                 return proposal, mark
         raise Exhausted(f"no known patch applies to {path} and no constant in it can be moved")
@@ -91,15 +90,6 @@ def is_as_good_as_tried(proposal: Proposal, brief: Brief) -> bool:
     return (
         guard.near_duplicate(candidate, memory.alike(candidate, brief.campaign.trials, brief.archive.files)) is not None
     )
-
-
-def mark_of(files: Mapping[str, str]) -> str:
-    return _mark_of(tuple(files.items()))
-
-
-@functools.lru_cache(maxsize=64)  # the same programs come again in each brief, and to compare syntax takes long
-def _mark_of(files: tuple[tuple[str, str], ...]) -> str:
-    return fingerprint(dict(files))
 
 
 def editable_file(brief: Brief) -> str:
@@ -241,8 +231,8 @@ def single_move(source: str, edited: str) -> tuple[Constant, Constant] | None:
 
     The device batch follows the total batch, so that it does not count beside it.
     """
-    changed = constants.changes(source, edited)
-    if constants.replace(source, {name: new.value for name, (_, new) in changed.items()}) != edited:
+    changed = constants.changes_alone(source, edited)
+    if changed is None:
         return None
     if TOTAL in changed:
         changed.pop(DEVICE, None)

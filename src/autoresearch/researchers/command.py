@@ -18,18 +18,19 @@ from pathlib import Path
 from autoresearch import process, prompt
 from autoresearch.brief import Brief
 from autoresearch.errors import NoProposal, UserError
+from autoresearch.guard import reveals
 from autoresearch.interfaces import Kit
 from autoresearch.records import Proposal
+from autoresearch.report import shorten
 from autoresearch.researchers.agents import AGENTS, Account, AgentSpec
+from autoresearch.researchers.dialogue.blocks import printable_line
 from autoresearch.researchers.handover import (
     IDEA,
     PAST,
     PROMPT,
     labelled,
-    one_line,
     past,
     read,
-    shortened,
     summary,
     write,
 )
@@ -277,7 +278,7 @@ class Call:
 
     def _changed(self, ended: process.Ended, account: Account) -> dict[str, str]:
         """The files that differ from the incumbent's; a frozen one too, so that the guard refuses it by name."""
-        last = f"; its last words: {one_line(account.words[-WORDS_LIMIT:]) or '(none)'}"
+        last = f"; its last words: {printable_line(account.words[-WORDS_LIMIT:]) or '(none)'}"
         if ended.exit_code is None:
             raise NoProposal(f"{self.name} was ended at its deadline of {self.kit.deadline_seconds:g} s{last}")
         if ended.exit_code < 0:
@@ -288,7 +289,7 @@ class Call:
             how = f"failed with code {ended.exit_code} and" if ended.exit_code else "ended well and"
             raise NoProposal(f"{self.name} {how} changed no file{last}")
         for path, text in found.items():
-            if self.kit.redact(text) != text and self.kit.redact(laid[path]) == laid[path]:
+            if reveals(text, laid[path], self.kit.redact):
                 raise NoProposal(f"{self.name} wrote a secret key into {path}")
         before = {**self.frozen, **self.brief.files}
         changed = {path: text for path, text in found.items() if text != before[path]}
@@ -299,17 +300,17 @@ class Call:
     def _idea(self, account: Account, files: Mapping[str, str]) -> tuple[str, str, str]:
         """The idea, why, and what it expects: from its file, else from its last line, else from what it changed."""
         try:
-            lines = [one_line(line) for line in read(self.work, IDEA).splitlines()]
+            lines = [printable_line(line) for line in read(self.work, IDEA).splitlines()]
         except NoProposal:
             lines = []
         lines = [self.kit.redact(line).strip("#*- ") for line in lines]
         said = {label: labelled(lines, label) for label in ("idea", "why", "expects")}
         titles = [line for line in lines if line and line.partition(":")[0].lower() not in said]
-        last = one_line((account.words.strip().splitlines() or [""])[-1]).strip("#*- ")
+        last = printable_line((account.words.strip().splitlines() or [""])[-1]).strip("#*- ")
         known = said["idea"] or (titles or [""])[0] or (last if len(last) <= SHORT_LINE else "")
         idea = known or summary({**self.frozen, **self.brief.files}, files)
         return (
-            shortened(idea, IDEA_LIMIT),
-            shortened(said["why"], REASON_LIMIT),
-            shortened(said["expects"], REASON_LIMIT),
+            shorten(idea, IDEA_LIMIT),
+            shorten(said["why"], REASON_LIMIT),
+            shorten(said["expects"], REASON_LIMIT),
         )

@@ -70,14 +70,6 @@ def read(root: Path, path: str) -> str:
 # ---------------------------------------------------------------- in words
 
 
-def one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
 def labelled(lines: Sequence[str], label: str) -> str:
     """What stands after `label:` in the first line that begins so; empty where none does."""
     found = (rest for line in lines for name, colon, rest in [line.partition(":")] if colon and name.lower() == label)

@@ -21,6 +21,7 @@ from autoresearch.records import Campaign, Proposal, Status, Trial
 from autoresearch.researchers.dialogue.reply import Knob
 from autoresearch.researchers.llm import LlmResearcher
 from autoresearch.researchers.search import constants
+from autoresearch.researchers.search.knobs import Scale, suggestions
 
 TRIALS_PER_KNOB = 3
 MOST_TRIALS = 9  # of one tuning, however many knobs
@@ -142,27 +143,11 @@ def limits(knob: Knob, files: Mapping[str, str]) -> tuple[float, float]:
 
 def proposals(tuning: Tuning, brief: Brief, seed: int) -> Iterator[Proposal]:
     """Changes of the knobs, the preferred first: the same ones for the same brief."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     turn = (seed, tuning.trial.number, len(brief.campaign.trials), len(brief.campaign.refused), brief.refusal)
-    sampler = optuna.samplers.TPESampler(
-        seed=random.Random(repr(turn)).randrange(2**31), n_startup_trials=STARTUP_TRIALS
-    )
-    study = optuna.create_study(direction="minimize", sampler=sampler)
-    scales: dict[str, optuna.distributions.BaseDistribution] = {}
-    for knob in tuning.knobs:
-        low, high = limits(knob, tuning.files)
-        if isinstance(low, int) and isinstance(high, int):
-            scales[knob.name] = optuna.distributions.IntDistribution(low, high, log=knob.log)
-        else:
-            scales[knob.name] = optuna.distributions.FloatDistribution(low, high, log=knob.log)
-    for values, score in scored(tuning, brief):
-        study.add_trial(optuna.trial.create_trial(params=dict(values), distributions=scales, value=score))
-    for _ in range(ASKS):
-        asked = study.ask(scales)
-        study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        values = {knob.name: rounded(asked.params[knob.name], limits(knob, tuning.files)) for knob in tuning.knobs}
+    drawn = random.Random(repr(turn)).randrange(2**31)
+    scales = {knob.name: Scale(*limits(knob, tuning.files), log=knob.log) for knob in tuning.knobs}
+    for asked in suggestions(scales, scored(tuning, brief), drawn, startup=STARTUP_TRIALS, asks=ASKS):
+        values = {knob.name: rounded(asked[knob.name], limits(knob, tuning.files)) for knob in tuning.knobs}
         yield as_proposal(tuning, values, brief)
 
 

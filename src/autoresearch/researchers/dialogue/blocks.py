@@ -31,9 +31,14 @@ class Edit:
     replace: str
 
 
+def printable_line(text: str) -> str:
+    """The text's printable characters on one line, a space for all others."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def one_line(text: str) -> str:
     """The text's printable characters on one line, without marks of emphasis around it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).strip("*_` ")
+    return printable_line(text).strip("*_` ")
 
 
 def known_path(named: str, files: Mapping[str, str]) -> str:

@@ -47,10 +47,7 @@ def fit_batches(source: str, edited: str, context: int | None) -> str | None:
 
 def halved_device_batch(source: str) -> str | None:
     """The source with half the rows a pass: a step keeps its tokens and needs half the memory."""
-    constant = constants.find(source).get(DEVICE)
-    if constant is None or not isinstance(constant.value, int) or constant.value % 2:
-        return None
-    return constants.replace(source, {DEVICE: constant.value // 2})
+    return constants.halved(source, DEVICE)
 
 
 # ---------------------------------------------------------------- edits of no effect
@@ -58,9 +55,8 @@ def halved_device_batch(source: str) -> str | None:
 
 def is_idle(source: str, edited: str) -> bool:
     """Whether only constants change, and all of them without any effect on what is computed."""
-    changed = constants.changes(source, edited)
-    found = constants.find(edited)
-    if not changed or constants.replace(source, {name: new.value for name, (_, new) in changed.items()}) != edited:
+    changed, found = constants.changes_alone(source, edited), constants.find(edited)
+    if not changed:
         return False
     return all(_is_idle(name, found, *pair) for name, pair in changed.items())
 

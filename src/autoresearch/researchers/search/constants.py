@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
-from autoresearch.guard import OPERATORS
+from autoresearch.guard import computed
 from autoresearch.researchers.search.rewriting import Source
 
 Value = bool | int | float | str
@@ -145,16 +145,9 @@ def evaluate(node: ast.expr) -> Value | None:
 
 def _arithmetic(node: ast.BinOp) -> Value | None:
     left, right = evaluate(node.left), evaluate(node.right)
-    function = OPERATORS.get(type(node.op))
-    if function is None or not isinstance(left, int | float) or not isinstance(right, int | float):
+    if not isinstance(left, int | float) or not isinstance(right, int | float):
         return None
-    if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1024):
-        return None  # nobody writes a constant so, and it could take for ever
-    try:
-        result = function(left, right)
-    except ArithmeticError:
-        return None
-    return result if isinstance(result, int | float) else None
+    return computed(node.op, left, right)
 
 
 # ---------------------------------------------------------------- replaced
@@ -189,6 +182,20 @@ def changes(old: str, new: str) -> dict[str, tuple[Constant, Constant]]:
     before, after = find(old), find(new)
     shared = ((name, before[name], after[name]) for name in before if name in after)
     return {name: (a, b) for name, a, b in shared if a.value != b.value}
+
+
+def changes_alone(old: str, new: str) -> dict[str, tuple[Constant, Constant]] | None:
+    """The same, where nothing else differs between the sources; None where something does."""
+    changed = changes(old, new)
+    return changed if replace(old, {name: b.value for name, (_, b) in changed.items()}) == new else None
+
+
+def halved(source: str, name: str, *, above: int = 0) -> str | None:
+    """The source with half of a whole constant; None where it has none that is even and larger than `above`."""
+    constant = find(source).get(name)
+    if constant is None or not isinstance(constant.value, int) or constant.value % 2 or constant.value <= above:
+        return None
+    return replace(source, {name: constant.value // 2})
 
 
 def shown(value: Value) -> str:

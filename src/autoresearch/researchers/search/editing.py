@@ -55,10 +55,7 @@ def inserting(pattern: str, lines: str) -> Edit:
 
 def halve_batch(source: str) -> str | None:
     """Half the tokens of a step; the rows of a pass are the caller's to fit."""
-    constant = constants.find(source).get("TOTAL_BATCH_SIZE")
-    if constant is None or not isinstance(constant.value, int) or constant.value % 2 or constant.value <= 1024:
-        return None
-    return constants.replace(source, {"TOTAL_BATCH_SIZE": constant.value // 2})
+    return constants.halved(source, "TOTAL_BATCH_SIZE", above=1024)
 
 
 def add_layer(source: str) -> str | None:

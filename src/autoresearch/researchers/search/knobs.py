@@ -6,7 +6,8 @@ import dataclasses
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from autoresearch.researchers.search import constants
 from autoresearch.researchers.search.constants import CONTINUOUS, Constant, Kind
@@ -92,20 +93,49 @@ def distance(old: Constant, text: str) -> float | None:
 
 def optunas_steps(positions: Sequence[tuple[float, float]], seed: int) -> Iterator[float]:
     """Steps that Optuna's estimator proposes, given what is known of the constant's values."""
+    known = [({"position": min(max(position, -REACH), REACH)}, level) for position, level in positions]
+    for asked in suggestions({"position": Scale(-REACH, REACH)}, known, seed, startup=1, asks=ASKS):
+        if abs(asked["position"]) <= 1:
+            yield asked["position"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Between what a value lies; two whole numbers make it a whole one."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+def suggestions(
+    scales: Mapping[str, Scale],
+    known: Iterable[tuple[Mapping[str, float], float]],
+    seed: int,
+    *,
+    startup: int,
+    asks: int,
+) -> Iterator[Mapping[str, float]]:
+    """Values that Optuna's estimator (TPE) proposes for a lower score, given what is known: (values, score).
+
+    The first are drawn at random until `startup` scores are known. The same arguments give the same values.
+    """
     import optuna  # heavy, and not needed for most proposals
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    reach = optuna.distributions.FloatDistribution(-REACH, REACH)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1))
-    for position, level in positions:
-        known = {"position": min(max(position, -REACH), REACH)}
-        study.add_trial(optuna.trial.create_trial(params=known, distributions={"position": reach}, value=level))
-    for _ in range(ASKS):
-        trial = study.ask()
-        position = trial.suggest_float("position", -REACH, REACH)
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name, scale in scales.items():
+        if isinstance(scale.low, int) and isinstance(scale.high, int):
+            distributions[name] = optuna.distributions.IntDistribution(scale.low, scale.high, log=scale.log)
+        else:
+            distributions[name] = optuna.distributions.FloatDistribution(scale.low, scale.high, log=scale.log)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup))
+    for values, score in known:
+        study.add_trial(optuna.trial.create_trial(params=dict(values), distributions=distributions, value=score))
+    for _ in range(asks):
+        trial = study.ask(distributions)
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        if abs(position) <= 1:
-            yield position
+        yield trial.params
 
 
 def variant(old: Constant, step: float, digits: int | None) -> Constant | None:
