@@ -232,12 +232,12 @@ def test_memory_that_is_cut_short_or_written_late_does_not_hurt(
 import threading
 from pathlib import Path
 slots, seen = [], trial._Slots.__init__
-def keep(self, layout, descriptor, device):
+def keep(self, layout, descriptors, device):
     try:
-        os.ftruncate(descriptor, 16)
+        os.ftruncate(descriptors[0], 16)
     except OSError as error:
         print("sealed:", error)
-    seen(self, layout, descriptor, device)
+    seen(self, layout, descriptors, device)
     slots.append(self)
 trial._Slots.__init__ = keep
 def scribble():

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,36 @@ def confined(tmp_path: Path, script: str, **rules: Any) -> subprocess.CompletedP
     (tmp_path / "other").mkdir(exist_ok=True)
     given = {"confine": True, "readable": NEEDED, "writable": [str(tmp_path / "out")], "devices": ["/dev/null"]}
     return launch({**given, **rules}, "/bin/sh", "-c", f"cd {tmp_path}; {script}")
+
+
+@LINUX
+def test_a_high_limit_of_open_files_costs_no_time() -> None:
+    rules = {"supervise": True}
+    usual = _seconds(rules, "exec")
+    raised = _seconds(rules, "ulimit -n $(ulimit -Hn); exec")
+    assert raised < usual + 0.5
+
+
+@LINUX
+def test_others_see_when_the_command_closes_its_end_of_a_pipe() -> None:
+    """The process that stays to clear up holds none of the files that it was given."""
+    reading, writing = os.pipe()
+    script = f"exec {writing}>&-; sleep 5"
+    with subprocess.Popen([*LAUNCHER, '{"supervise": true}', "--", "/bin/sh", "-c", script], pass_fds=[writing]) as run:
+        os.close(writing)
+        began = time.monotonic()
+        assert os.read(reading, 1) == b""
+        assert time.monotonic() - began < 3
+        run.terminate()
+    os.close(reading)
+
+
+def _seconds(rules: dict[str, Any], how: str) -> float:
+    """What the launcher takes to run nothing from a shell."""
+    words = " ".join(map(shlex.quote, [*LAUNCHER, json.dumps(rules), "--", "/bin/true"]))
+    began = time.monotonic()
+    subprocess.run(["/bin/sh", "-c", f"{how} {words}"], check=True, timeout=60)
+    return time.monotonic() - began
 
 
 @HAS_LANDLOCK

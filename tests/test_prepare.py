@@ -574,11 +574,22 @@ def test_a_short_val_split_is_evaluated_once_over(lab: Prepare, tmp_path: Path) 
     assert len(model.calls) == len(list(module.pack_epoch("val", 1, 33)))
 
 
-def test_an_evaluation_that_runs_out_of_memory_goes_on_with_half_the_batch(prepared: ModuleType) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_an_evaluation_that_runs_out_of_memory_goes_on_with_half_the_batch(
+    prepared: ModuleType, error: Exception
+) -> None:
     class Hungry(Bigram):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if len(x) > 10:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                raise error
             return super().forward(x)
 
     tokenizer = prepared.Tokenizer.from_directory()

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from autoresearch import process, sandbox
+from autoresearch.errors import EndRun
 from jail import ALL, Jail, in_each
 
 
@@ -96,10 +97,10 @@ def test_a_child_that_cleared_its_environment_is_found_by_its_parent(tmp_path: P
 def test_a_run_over_its_limit_is_killed_at_once(tmp_path: Path) -> None:
     def over(elapsed: float) -> None:
         if elapsed > 0.5:
-            raise process.OverLimit("out of memory")
+            raise EndRun("out of memory")
 
     start = time.monotonic()
-    with pytest.raises(process.OverLimit, match="out of memory"):
+    with pytest.raises(EndRun, match="out of memory"):
         process.run_group(
             [
                 sys.executable,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import socket
 import struct
@@ -16,7 +17,8 @@ import torch
 
 import grading_lab
 from autoresearch import trial
-from grading_lab import GradingLab
+from autoresearch.timing import first_answer_seconds, training_seconds
+from grading_lab import CONTEXT, VOCABULARY, GradingLab
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,28 @@ def test_shifted_logits_have_the_same_probabilities_and_are_never_infinite() -> 
     assert abs(difference.mean()) < 2e-4
 
 
+@pytest.mark.parametrize("positions", [2**13, pytest.param(2**17, marks=pytest.mark.slow)])
+def test_shifted_logits_change_a_score_by_less_than_a_hundred_thousandth(positions: int) -> None:
+    """As a trained model's: sure of some tokens and not of others, with entropies of 0 to 9 nats."""
+    random, vocabulary, bytes_of_a_token = torch.Generator().manual_seed(0), 8192, 3
+    entropies, change = [], 0.0
+    for _ in range(positions // 2048):
+        sharpness = 2 + 5 * torch.rand(2048, 1, generator=random)
+        logits = torch.randn(2048, vocabulary, generator=random) * sharpness + 3
+        probabilities = logits.softmax(-1)
+        entropies.append(-(probabilities * probabilities.log2()).nansum(-1) * math.log(2))
+        targets = torch.multinomial(probabilities, 1, generator=random)[:, 0]
+        exact, travelled = (
+            torch.nn.functional.cross_entropy(given, targets, reduction="none").double()
+            for given in (logits, trial.shifted(logits).float())
+        )
+        change += float((travelled - exact).sum())
+    low, high = torch.cat(entropies).quantile(torch.tensor([0.05, 0.95])).tolist()
+    assert low < 1
+    assert high > 6
+    assert abs(change) / (positions * bytes_of_a_token * math.log(2)) < 1e-5
+
+
 def test_what_the_model_gave_travels_bit_for_bit_on_a_cpu() -> None:
     for given, expected in (
         (torch.float16, torch.float16),
@@ -170,6 +194,66 @@ evaluate(Stops())
     assert ran.result.exit_code == 3
     saved = safetensors.torch.load_file(tmp_path / trial.CHECKPOINT)
     assert saved["table"].shape == (300, 300)
+
+
+def test_saving_the_checkpoint_is_no_training(lab: GradingLab, tmp_path: Path) -> None:
+    script = """
+saved = prepare.safetensors.torch.save_file
+def save(*given):
+    time.sleep(1)
+    saved(*given)
+prepare.safetensors.torch.save_file = save
+next(loader)
+evaluate(model)
+"""
+    ran = lab.run(tmp_path, script)
+    clock = ran.session.clock(ran.result)
+    assert training_seconds(clock) is not None
+    assert (training_seconds(clock) or 0) < 0.9
+    assert (first_answer_seconds(clock) or 0) > 1
+
+
+def test_a_lab_that_saves_before_it_asks_for_grading_is_graded_too(lab: GradingLab, tmp_path: Path) -> None:
+    """As those did that were made by the first version."""
+    ran = lab.run(tmp_path, f"next(loader)\ntrial.evaluate(model, torch.device('cpu'), 8, {CONTEXT}, {VOCABULARY})")
+    assert ran.score
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        'torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")',
+        'RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")',
+        'RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can\'t allocate memory")',
+        "MemoryError()",
+    ],
+)
+def test_each_kind_of_too_little_memory_is_answered_with_smaller_batches(
+    lab: GradingLab, tmp_path: Path, error: str
+) -> None:
+    script = f"""
+class Hungry(Bigram):
+    def forward(self, x):
+        if len(x) > 3:
+            raise {error}
+        return super().forward(x)
+next(loader)
+evaluate(Hungry())
+"""
+    assert lab.run(tmp_path, script).score
+
+
+def test_another_error_while_grading_ends_the_run(lab: GradingLab, tmp_path: Path) -> None:
+    script = """
+class Broken(Bigram):
+    def forward(self, x):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+next(loader)
+evaluate(Broken())
+"""
+    ran = lab.run(tmp_path, script)
+    assert ran.result.exit_code == 1
+    assert "illegal memory access" in ran.result.log_tail
 
 
 def test_a_refusal_is_told_to_the_run_in_one_sentence(lab: GradingLab, tmp_path: Path) -> None:

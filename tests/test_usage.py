@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autoresearch import process, usage
+from autoresearch import process, sandbox, usage
+from autoresearch.errors import EndRun
+from autoresearch.executors.local import say_leftover
 from autoresearch.sandbox import Limits
 from jail import ALL, CONFINING, Jail, in_each
 
@@ -85,7 +88,7 @@ time.sleep(2)
 def test_a_run_that_uses_too_much_is_ended(jail: Jail, code: str, limits: Limits, reason: str) -> None:
     jail.rules = replace(jail.rules, limits=limits)
     start = time.monotonic()
-    with pytest.raises(process.OverLimit, match=reason):
+    with pytest.raises(EndRun, match=reason):
         jail.run(code, watch=True)
     assert time.monotonic() - start < 20
     assert process.processes_of(jail.mark) == []
@@ -96,7 +99,7 @@ def test_shared_memory_counts_as_memory(jail: Jail) -> None:
     if jail.name == "landlock" and os.getuid() != 0:
         pytest.skip("whether a person may make a mount namespace depends on the system")
     jail.rules = replace(jail.rules, limits=Limits(memory_gb=0.3))
-    with pytest.raises(process.OverLimit, match=r"out of memory: used 0\... of the 0\.3 GiB"):
+    with pytest.raises(EndRun, match=r"out of memory: used 0\... of the 0\.3 GiB"):
         jail.run(SHARED_HOG, watch=True)
 
 
@@ -140,6 +143,90 @@ def test_a_tree_of_very_many_files_is_not_added_up_to_its_end(tmp_path: Path, mo
         for file in range(4):
             (tmp_path / str(directory) / str(file)).touch()
     assert 5 < usage.disk([tmp_path])[1] < 20
+
+
+# ---- GPU memory after the end
+
+
+class Script:
+    """What the driver says, reading by reading; the last one again and again."""
+
+    def __init__(self, *readings: dict[int, int]) -> None:
+        self.readings = list(readings)
+        self.read = 0
+
+    def __call__(self) -> dict[int, int]:
+        self.read += 1
+        return self.readings[min(self.read, len(self.readings)) - 1]
+
+
+@pytest.fixture
+def ended() -> psutil.Process:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    seen = psutil.Process(child.pid)
+    child.communicate(b"\n")
+    return seen
+
+
+def test_gpu_memory_that_the_driver_takes_back_is_waited_for(ended: psutil.Process) -> None:
+    says = Script({ended.pid: 2_000}, {ended.pid: 1_000, 1: 5}, {1: 5})
+    assert usage.left_on_gpu([ended], says) == 0
+    assert says.read == 3
+
+
+def test_gpu_memory_that_stays_after_the_end_is_told(ended: psutil.Process) -> None:
+    start = time.monotonic()
+    assert usage.left_on_gpu([ended], Script({ended.pid: 2_000, 1: 5}), patience_seconds=0.3) == 2_000
+    assert 0.3 <= time.monotonic() - start < 2
+
+
+def test_the_gpu_memory_of_others_is_their_own(ended: psutil.Process) -> None:
+    says = Script({ended.pid + 1: 2_000})
+    assert usage.left_on_gpu([ended], says) == 0
+    assert says.read == 1
+    assert usage.left_on_gpu([], Script({})) == 0
+
+
+def test_a_later_process_of_the_same_number_is_another() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    seen, earlier = psutil.Process(child.pid), psutil.Process(child.pid)
+    earlier._ident = (child.pid, 1.0)  # as if it had been made then
+    assert usage.left_on_gpu([earlier], Script({child.pid: 2_000}), patience_seconds=0.1) == 0
+    assert usage.left_on_gpu([seen], Script({child.pid: 2_000}), patience_seconds=0.1) == 2_000, "one that cannot end"
+    child.communicate(b"\n")
+
+
+def test_without_a_driver_no_process_has_gpu_memory() -> None:
+    if list(Path("/dev").glob("nvidia*")):
+        pytest.skip("there is a driver here")
+    assert usage.gpu_memory() == {}
+
+
+def test_what_a_run_leaves_on_the_gpu_is_in_its_log_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("the end")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link.log").symlink_to(tmp_path / "mine")
+    os.mkfifo(tmp_path / "pipe.log")
+    for name in ("run.log", "link.log", "pipe.log", "missing.log"):
+        say_leftover(tmp_path / name, 3 * 2**29)
+    say_leftover(tmp_path / "mine", 0)
+    words = "autoresearch: 1.50 GiB of GPU memory of this run are still held after its end"
+    assert (tmp_path / "run.log").read_text() == f"the end\n{words}\n"
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "missing.log").exists()
+
+
+def test_the_processes_of_a_run_are_known_after_they_have_ended(tmp_path: Path) -> None:
+    mark = f"usage-test:{tmp_path}"
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={process.MARK: mark})
+    watch = sandbox.Watch(mark, Limits(), [tmp_path])
+    watch(0.0)
+    child.communicate(b"\n")
+    watch(1.0)
+    assert list(watch.seen) == [child.pid]
+
+
+# ---- memory of the machine
 
 
 def test_the_memory_of_a_process_is_seen_and_an_ended_one_has_none() -> None:

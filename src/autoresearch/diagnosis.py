@@ -13,6 +13,7 @@ OUT_OF_MEMORY = re.compile(
 NOT_FINITE = re.compile(r"^FAIL: loss .*$", re.MULTILINE)
 TRACEBACK = "Traceback (most recent call last):"
 FRAMES = 3
+LONGEST_LINE = 500  # characters of a log that a reason quotes
 
 
 def diagnose(exit_code: int | None, log_tail: str, deadline_seconds: float, ended: str = "") -> Crash:
@@ -48,4 +49,4 @@ def last_frames(log_tail: str) -> str:
 
 def _last_line(log_tail: str) -> str:
     lines = log_tail.strip().splitlines()
-    return lines[-1] if lines else "the log is empty"
+    return lines[-1][:LONGEST_LINE] if lines else "the log is empty"

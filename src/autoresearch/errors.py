@@ -27,5 +27,9 @@ class NoProposal(Exception):
         self.usd = usd
 
 
+class EndRun(Exception):
+    """Raised by who listens to a run: it is to be ended at once, and why, in words."""
+
+
 class Exhausted(Exception):
     """A researcher has nothing more to propose; the loop ends with that reason."""

@@ -112,6 +112,8 @@ class TrustedSession:
                 self._lend_train(channel, now)
             case "grade":
                 self._begin(channel, message, now)
+            case "device" if self.scoring and not self.is_done:
+                send(channel, {"device": self.scoring.take_up()})
             case "batch" if self.scoring and not self.is_done:
                 self._next_batch(channel, message, now)
             case other:
@@ -148,7 +150,7 @@ class TrustedSession:
         if type(batch_size) is not int or batch_size < 1:
             raise self.refused(f"its batch size for grading is {str(batch_size)[:20]}, and must be 1 or more")
         self.scoring = self.begin(batch_size)
-        send(channel, self.scoring.layout(), [self.scoring.memory.descriptor])
+        send(channel, self.scoring.layout(), self.scoring.descriptors)
         return None
 
     def _next_batch(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 REFUSED = 126  # as of a shell: there, but it could not be started
 NOT_FOUND = 127
+STANDARD_ERROR = 2
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on x86_64 and aarch64
 VERSION_FLAG, PATH_BENEATH = 1, 1
 SET_DEATH_SIGNAL, DROP_CAPABILITY, SET_SUBREAPER, SET_NO_NEW_PRIVILEGES = 1, 24, 36, 38  # of prctl
@@ -180,7 +181,7 @@ def supervise(become: Callable[[], None]) -> int:
         os.setpgid(0, 0)  # its group can be killed at a blow, and this process stays
         become()
         os._exit(REFUSED)
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # so that others see when the command closes them
+    close_files()
     _end_if_orphaned(parent)
     ended, status = os.wait()
     while ended != child:
@@ -192,6 +193,17 @@ def supervise(become: Callable[[], None]) -> int:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
+
+
+def close_files() -> None:
+    """Close all files but the standard ones, so that others see when the command closes them.
+
+    Those that are open, not every number up to the limit: that may be a billion.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one by which they were listed is closed by now
+            if int(name) > STANDARD_ERROR:
+                os.close(int(name))
 
 
 def _end_if_orphaned(parent: int) -> None:

@@ -14,15 +14,13 @@ from pathlib import Path
 
 import psutil
 
+from autoresearch.errors import EndRun
+
 MARK = "AUTORESEARCH_RUN"
 POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 STANDARD_ERROR = 2  # the file that a child inherits under this number, whatever Python's own stderr is
-
-
-class OverLimit(Exception):
-    """A run uses more than it may, in words; `poll` raises it, and the run is killed at once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def run_group(
     does.
 
     Raises:
-        OverLimit: `poll` did.
+        EndRun: `poll` did.
         FileNotFoundError: there is no such program.
     """
     start = time.monotonic()
@@ -70,7 +68,7 @@ def run_group(
     grace = GRACE_SECONDS
     try:
         code = _wait(child, start, deadline_seconds, poll)
-    except OverLimit:
+    except EndRun:
         grace = 0.0
         raise
     finally:

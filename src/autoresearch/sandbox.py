@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import psutil
 
 from autoresearch import landlock, process, usage
-from autoresearch.errors import UserError
+from autoresearch.errors import EndRun, UserError
 from autoresearch.interpreter import Interpreter, interpreter, program
 
 GIBIBYTE = 2**30
@@ -265,12 +265,14 @@ class Watch:
     """Adds up what a run's processes and directories use, twice a second, and ends it where that is too much.
 
     `places` are the directories that it may write: its scratch, where /tmp lies too, and what is in `Rules.writable`.
+    `seen` are its processes by number, those that have ended too.
     """
 
     def __init__(self, mark: str, limits: Limits, places: Sequence[Path]) -> None:
         self.mark = mark
         self.limits = limits
         self.places = places
+        self.seen: dict[int, psutil.Process] = {}
         self._due = 0.0
         self._tasks = usage.tasks()
 
@@ -278,7 +280,7 @@ class Watch:
         """To be called often with the seconds since the start.
 
         Raises:
-            process.OverLimit: it uses more than its limits, or so much that the machine has next to nothing left.
+            EndRun: it uses more than its limits, or so much that the machine has next to nothing left.
         """
         tasks, most = usage.tasks(), self.limits.processes
         if elapsed < self._due and (most is None or tasks - self._tasks <= most):
@@ -286,10 +288,11 @@ class Watch:
         reason = self._over()
         self._due, self._tasks = elapsed + WATCH_SECONDS, tasks
         if reason:
-            raise process.OverLimit(reason)
+            raise EndRun(reason)
 
     def _over(self) -> str | None:
         family = process.processes_of(self.mark)
+        self.seen.update((one.pid, one) for one in family)
         limits = self.limits
         if limits.processes is not None and len(family) > limits.processes:
             return f"too many processes: {len(family)} of the {limits.processes} that the sandbox allows"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ import torch
 from autoresearch import probes
 from autoresearch.records import Score
 from autoresearch.splits import SplitData
+from autoresearch.trial import DeviceMemory, current, driver, gpu
 
 Array = npt.NDArray[Any]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -25,6 +28,9 @@ SLOTS = 2
 SHARES = 16  # of an exam, each of which is a batch at most
 PARTS = 16  # of a split, whose scores are noted apart
 LARGEST_SLOT = 2**30  # bytes of logits
+SPARE = 3  # times the size of what is shared of a GPU's memory that must be free: the run needs some too
+PATTERN = 32  # bytes that a run writes into it, to show that both sides see the same
+CPU = torch.device("cpu")
 
 
 class Refused(Exception):
@@ -64,6 +70,70 @@ class SharedMemory:
         os.close(self.descriptor)
 
 
+class Offer:
+    """Memory of a GPU that is offered to a run, which has it by a file descriptor.
+
+    Such a descriptor reaches into a sandbox with processes of its own, and leads to this piece alone: what cudaIpc
+    shares lies in a larger one, with whatever else is there. It is made here and opened by the run, never the other way
+    round: what a run made could be of another size or kind, or gone while it is read.
+    """
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        """Make `size` bytes of zeros, or some more, on a device.
+
+        Raises:
+            OSError, AttributeError: see `trial.driver`.
+            RuntimeError: PyTorch cannot use the device.
+        """
+        unit, handle, exported = ctypes.c_size_t(), ctypes.c_uint64(), ctypes.c_int(-1)
+        # Of CUmemAllocationProp: pinned, to be had as a descriptor, on a device, which; and nothing else.
+        kind = struct.pack("=4iQ8x", 1, 1, 1, device.index or 0, 0)
+        with current(device) as stream, contextlib.ExitStack() as undo:
+            driver("cuMemGetAllocationGranularity", ctypes.byref(unit), kind, ctypes.c_int(0))
+            self.size = -(-size // unit.value) * unit.value
+            length, none = ctypes.c_size_t(self.size), ctypes.c_uint64()
+            driver("cuMemCreate", ctypes.byref(handle), length, kind, none)
+            self.memory = DeviceMemory(device, self.size, handle)
+            undo.callback(self.memory.close)
+            # Another exam's targets may have been where this is.
+            driver("cuMemsetD8Async", ctypes.c_uint64(self.memory.address), ctypes.c_ubyte(0), length, stream)
+            self.memory.wait()
+            driver("cuMemExportToShareableHandle", ctypes.byref(exported), handle, ctypes.c_int(1), none)
+            self.descriptor, self.device, self.pattern = exported.value, device, os.urandom(PATTERN)
+            undo.callback(os.close, exported.value)
+            self.close = undo.pop_all().close
+
+    def layout(self) -> dict[str, Any]:
+        return {"gpu": gpu(self.device), "bytes": self.size, "pattern": list(self.pattern)}
+
+    def is_taken(self) -> bool:
+        """Whether the run has written the pattern where it is looked for."""
+        seen = torch.empty(PATTERN, dtype=torch.uint8, device=self.device)
+        self.memory.read(0, seen)
+        return bytes(seen.tolist()) == self.pattern
+
+
+def offer(size: int) -> Offer | None:
+    """GPU memory to share, where there is a GPU with enough to spare, and a driver that shares it."""
+    with contextlib.suppress(OSError, AttributeError, RuntimeError):  # the host's memory does it too
+        if (device := working_device()) != CPU and torch.cuda.mem_get_info(device)[0] >= SPARE * size:
+            return Offer(device, size)
+    return None
+
+
+def working_device() -> torch.device:
+    """The GPU, which makes short work of what a CPU takes minutes for at a large vocabulary, if there is one that
+    works: after some errors it does not any more in this process."""
+    if not torch.cuda.is_available():
+        return CPU
+    try:
+        found = torch.zeros(1, device="cuda")
+        found.cpu()
+    except RuntimeError:
+        return CPU
+    return found.device
+
+
 class Exam:
     """One split's rows and probes: which are still to be asked, and what came of the others."""
 
@@ -75,8 +145,7 @@ class Exam:
         self.plan = probes.plan(rows, np.random.default_rng())  # seeded by the system, so that no run can know it
         self.comparison = probes.Comparison(self.plan, np.pad(sizes > 0, ((0, 0), (1, 0))))
         self.left: list[int] = self.plan.order.tolist()
-        # A GPU makes short work of what a CPU takes minutes for, at a large vocabulary.
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = working_device()
         self.nats: dict[int, float] = {}
         self.shown: dict[int, int] = {}  # the batch in which the run saw a row first
 
@@ -95,20 +164,29 @@ class Exam:
     def answered(self, row: int, logits: torch.Tensor) -> None:
         """Take the logits (T, V) of a row: float32 cross-entropy, summed in float64."""
         try:
-            self._take(row, logits.to(self.device))
-        except torch.OutOfMemoryError:  # the run itself may have filled the GPU
-            self.device = torch.device("cpu")
-            self._take(row, logits)
+            logits = logits.to(self.device)
+            nats = self._nats(row, logits)
+        except RuntimeError:  # the run itself may have filled the GPU
+            if self.device == CPU:
+                raise
+            self.device, logits = CPU, logits.cpu()
+            waiting = self.comparison.waiting.items()
+            self.comparison.waiting = {number: (batch, first.cpu(), nats) for number, (batch, first, nats) in waiting}
+            nats = self._nats(row, logits)
+        self.comparison.hear(row, self.shown[row], logits)
+        if row < len(self.targets):
+            self.nats[row] = nats
 
-    def _take(self, row: int, logits: torch.Tensor) -> None:
+    def _nats(self, row: int, logits: torch.Tensor) -> float:
+        """What a scored row takes, 0 for a probe."""
         low, high = torch.aminmax(logits)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise Refused("its logits are not finite")
-        self.comparison.hear(row, self.shown[row], logits)
-        if row < len(self.targets):
-            targets = self.targets[row].to(self.device)
-            losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu()
-            self.nats[row] = float((losses * self.counted[row]).sum(dtype=torch.float64))
+        if row >= len(self.targets):
+            return 0.0
+        targets = self.targets[row].to(logits.device)
+        losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        return float((losses.cpu() * self.counted[row]).sum(dtype=torch.float64))
 
     def score(self) -> Score:
         by_row = np.array([self.nats[row] for row in range(len(self.targets))])
@@ -137,6 +215,7 @@ class Scoring:
     data: SplitData
     batch_size: int
     wants_holdout: Callable[[Score], bool]
+    offer: Callable[[int], Offer | None] = offer
     exam: Exam = field(init=False)
     score: Score | None = None
     holdout: Score | None = None
@@ -154,14 +233,36 @@ class Scoring:
         self.bytes, self.batches, self.dtype = SLOTS * (tokens + logits), 0, "float32"
         self.done: Slot | None = None
         self.row = {name: torch.empty((context, vocabulary), dtype=dtype) for name, dtype in DTYPES.items()}
+        # At the same offsets; the rows go through the host's memory all the same.
+        self.offered = self.offer(self.bytes)
+        self.logits: SharedMemory | DeviceMemory = self.memory
+
+    @property
+    def descriptors(self) -> list[int]:
+        """What a run gets beside the layout."""
+        return [self.memory.descriptor, *([self.offered.descriptor] if self.offered else [])]
+
+    def take_up(self) -> bool:
+        """Look for logits in the offered memory from here on, where the run has taken it; whether that is so."""
+        with contextlib.suppress(OSError, RuntimeError):
+            if self.offered and self.offered.is_taken():
+                self.row = {name: row.to(self.offered.device) for name, row in self.row.items()}
+                self.logits = self.offered.memory
+        return self.logits is not self.memory
 
     def close(self) -> None:
         self.memory.close()
+        self.row = {}
+        with contextlib.suppress(RuntimeError):
+            if self.offered:
+                self.offered.close()
+            torch.cuda.empty_cache()  # the next run may need it; where CUDA is not in use it does nothing
 
     def layout(self) -> dict[str, Any]:
         return {
             "context": self.data.context,
             "vocabulary": self.data.vocabulary,
+            "device": self.offered and self.offered.layout(),
             "bytes": self.bytes,
             "tokens_at": [slot.tokens_at for slot in self.slots],
             "logits_at": [slot.logits_at for slot in self.slots],
@@ -221,7 +322,7 @@ class Scoring:
             return
         slot, rows, row = self.done, self.done.rows, self.row[self.dtype]
         for place, number in enumerate(rows):
-            self.memory.read(slot.logits_at + place * row.nbytes, row)
+            self.logits.read(slot.logits_at + place * row.nbytes, row)
             self.exam.answered(number, row)
         self.done = slot.rows = None
 

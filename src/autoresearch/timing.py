@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from autoresearch.records import Clock
 
-SLACK_SECONDS = 1.0  # to save the checkpoint, and for the parent to hear of it
-SLACK_SHARE = 0.02  # of the budget, for the same on larger models
+SLACK_SECONDS = 1.0  # for the parent to hear of the run, on a busy machine too; the checkpoint is saved afterwards
+SLACK_SHARE = 0.005  # of the budget, for what the run's own clock leaves out
 LONGEST_STEP = 0.1  # of the budget: the most that the step under way at its end may add, whatever the run says
 SLOWER = 3.0  # times that logits may take what the baseline's took, or what is usual
 EVEN_SLOWER_SECONDS = 3.0  # beyond that
@@ -22,9 +22,9 @@ def void(
     """Why a run's time does not count as the budget's, in words; None where it does.
 
     `steps` is what the run says of itself, so it is trusted within LONGEST_STEP alone. Between the request for grading
-    and its first logits a run could go on training: it may take no longer there than a few times what the baseline
-    took, which is the person's own code (None where that is not known). So it could over any later batch, which may
-    take no longer than a few times what is usual.
+    and its first logits, when it saves its checkpoint, a run could go on training: it may take no longer there than a
+    few times what the baseline took, which is the person's own code (None where that is not known). So it could over
+    any later batch, which may take no longer than a few times what is usual.
     """
     trained = training_seconds(clock)
     if trained is None or clock.first_batch is None:

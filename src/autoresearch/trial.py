@@ -7,6 +7,7 @@ Nothing in it is trusted: what a run must not do is prevented by the parent.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 SEED = "AUTORESEARCH_SEED"
@@ -31,6 +32,10 @@ RUN_SIDE = "autoresearch_trial.py"  # what this file is called in a run's direct
 LARGEST_MESSAGE = 2**20
 FLOAT16_LEAST = -65504.0
 OUT_OF_MEMORY = "out of memory"
+SHORT_OF_MEMORY = re.compile("MemoryError|out of memory|allocate memory|ALLOC_FAILED")  # in the repr of an error
+DRIVER = "libcuda.so.1"
+_library = functools.cache(ctypes.CDLL)
+Model = Callable[[Any], Any]  # from tokens (B, T) to logits (B, T, V)
 
 
 class ProtocolError(ValueError):
@@ -116,25 +121,36 @@ def _mapped_array(descriptor: int) -> Any:
         return np.frombuffer(mapped, dtype, shape[0], file.tell())
 
 
-def evaluate(model: Callable[[Any], Any], device: Any, batch_size: int, context: int, vocabulary: int) -> float:
-    """val_bpb as the parent computes it from the logits that `model` gives for the rows it sends."""
+_begun: list[Any] = []  # what the parent said when it was last asked to grade
+
+
+def ask_for_grading(batch_size: int, context: int, vocabulary: int) -> None:
+    """Stop the parent's clock; `evaluate` goes on from there, and what is done until then counts as grading."""
     asked = {"ask": "grade", "batch_size": batch_size, "context": context, "vocabulary": vocabulary}
-    answer, found = ask(asked, 1)
+    _begun[:] = [ask(asked, 2)]
+
+
+def evaluate(model: Model, device: Any, batch_size: int, context: int, vocabulary: int) -> float:
+    """val_bpb as the parent computes it from the logits that `model` gives for the rows it sends."""
+    if not _begun:
+        ask_for_grading(batch_size, context, vocabulary)
+    answer, found = _begun.pop()
     if "val_bpb" in answer:  # graded before
         return float(answer["val_bpb"])
-    slots, waiting = _Slots(answer, found[0], device), list[tuple[dict[str, Any], Any]]()
+    slots, waiting = _Slots(answer, found, device), list[tuple[dict[str, Any], Any]]()
     told: dict[str, Any] = {"done": None}
     while "val_bpb" not in (answer := ask({"ask": "batch", **told})[0]):
         told = {"done": None}
         if answer["slot"] is not None:
             try:
                 waiting.append(slots.fill(model, **answer))
-            except RuntimeError as error:
-                if answer["rows"] == 1 or not re.search(f"{OUT_OF_MEMORY}|can't allocate memory", str(error)):
+            except (RuntimeError, MemoryError) as error:
+                if answer["rows"] == 1 or not SHORT_OF_MEMORY.search(repr(error)):
                     raise
                 told = {"done": answer["slot"], "failed": OUT_OF_MEMORY}
-                continue
-        if answer["slot"] is None or len(waiting) == slots.ahead:
+        if "failed" in told:  # by now nothing holds what the failed batch had
+            slots.make_room()
+        elif answer["slot"] is None or len(waiting) == slots.ahead:
             told, copied = waiting.pop(0)
             if copied:
                 copied.synchronize()
@@ -144,34 +160,49 @@ def evaluate(model: Callable[[Any], Any], device: Any, batch_size: int, context:
 class _Slots:
     """The shared memory: token rows of a batch come in a slot, and its logits go back in the same one.
 
-    On CUDA it is page-locked, so that the device copies into one slot while the model computes the next one.
+    Where the parent offers memory of the model's own GPU, the logits stay there, bit for bit. Else they go through the
+    host's; on CUDA it is page-locked, so that the device copies into one slot while the model computes the next one.
     """
 
-    def __init__(self, layout: dict[str, Any], descriptor: int, device: Any) -> None:
+    def __init__(self, layout: dict[str, Any], descriptors: Sequence[int], device: Any) -> None:
         import torch
 
-        with os.fdopen(descriptor, "rb+") as file:
+        with os.fdopen(descriptors[0], "rb+") as file:
             self.memory = mmap.mmap(file.fileno(), layout["bytes"])
         self.layout, self.device, self.ahead, self.locked = layout, device, 1, False
+        self.shared = _opened(layout.get("device"), descriptors[1:], device)
         if device.type == "cuda":
             self.ahead, self.stream = 2, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if device.type == "cuda" and self.shared is None:
             whole = torch.frombuffer(self.memory, dtype=torch.uint8)
             with contextlib.suppress(RuntimeError):  # each copy waits for the device then
                 runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
                 self.locked = int(runtime.cudaHostRegister(whole.data_ptr(), len(whole), 0)) == 0
 
-    def fill(self, model: Callable[[Any], Any], slot: int, rows: int) -> tuple[dict[str, Any], Any]:
+    def make_room(self) -> None:
+        """Give back what PyTorch holds in reserve: cuBLAS, for one, takes its own memory beside it."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def fill(self, model: Model, slot: int, rows: int) -> tuple[dict[str, Any], Any]:
         """Compute and write the logits of a slot; what to tell the parent, and what to wait for before that."""
         import torch
 
         shape = (rows, self.layout["context"], self.layout["vocabulary"])
         tokens = self._view(torch.int64, self.layout["tokens_at"][slot], shape[:2])
         logits = model(tokens.to(self.device, copy=True))
-        dtype = travelling_dtype(logits)
+        dtype = travelling_dtype(logits, copied=self.shared is None)
         told = {"done": slot, "dtype": str(dtype).removeprefix("torch."), "shape": list(logits.shape)}
         if logits.shape != shape:
             return told, None
-        target = self._view(dtype, self.layout["logits_at"][slot], shape)
+        offset = self.layout["logits_at"][slot]
+        if self.shared:
+            for row in logits:  # by row, since a second copy of all takes memory
+                offset = self.shared.write(offset, row.to(self.shared.device, dtype).contiguous())
+            return told, self.shared.mark()
+        target = self._view(dtype, offset, shape)
         if self.device.type == "cuda":
             return told, self._copy_beside(target, logits)
         target.copy_(logits)
@@ -187,7 +218,7 @@ class _Slots:
         import torch
 
         current = torch.cuda.current_stream(self.device)
-        for place, row in zip(target, logits, strict=True):  # by row, since a second copy of all takes memory
+        for place, row in zip(target, logits, strict=True):  # by row, as above
             ready = shifted(row) if place.dtype != row.dtype else row
             self.stream.wait_stream(current)
             with torch.cuda.stream(self.stream):
@@ -196,11 +227,12 @@ class _Slots:
         return self.stream.record_event()
 
 
-def travelling_dtype(logits: Any) -> Any:
-    """What logits travel as: bit for bit what the model gave, but float32 from a CUDA device as `shifted` float16."""
+def travelling_dtype(logits: Any, *, copied: bool = True) -> Any:
+    """What logits travel as: bit for bit what the model gave, but float32 that is copied out of a CUDA device goes as
+    `shifted` float16, which halves the way."""
     import torch
 
-    if logits.dtype == torch.float32 and logits.device.type == "cuda":
+    if copied and logits.dtype == torch.float32 and logits.device.type == "cuda":
         return torch.float16
     return logits.dtype if logits.dtype in (torch.float16, torch.bfloat16) else torch.float32
 
@@ -213,3 +245,106 @@ def shifted(logits: Any) -> Any:
     import torch
 
     return (logits - logits.amax(-1, keepdim=True)).clamp_min(FLOAT16_LEAST).to(torch.float16)
+
+
+# ---------------------------------------------------------------- memory of a GPU that both sides have
+
+
+def gpu(device: Any) -> str:
+    """Which GPU a device is, whatever number a process knows it by; the device's type where it is none."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else str(device.type)
+
+
+def driver(name: str, *arguments: Any) -> None:
+    """Call a function of CUDA's driver.
+
+    Raises:
+        OSError: there is no driver, or it refuses.
+        AttributeError: the driver is too old to have it.
+    """
+    if error := getattr(_library(DRIVER), name)(*arguments):
+        raise OSError(f"{name}: CUDA error {error}")
+
+
+@contextlib.contextmanager
+def current(device: Any) -> Iterator[ctypes.c_void_p]:
+    """Make a device the current one, and give PyTorch's stream there; the driver takes both from the thread."""
+    import torch
+
+    if device.type != "cuda":  # with a stand-in for the driver
+        yield ctypes.c_void_p()
+        return
+    torch.zeros(1, device=device)  # has its context made, if need be
+    with torch.cuda.device(device):
+        yield ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+
+
+class DeviceMemory:
+    """Memory of a GPU behind a handle of the driver's, which it uses up; `scoring.Offer` says who makes it, and why."""
+
+    def __init__(self, device: Any, size: int, handle: ctypes.c_uint64) -> None:
+        self.device, length, address, none = device, ctypes.c_size_t(size), ctypes.c_uint64(), ctypes.c_uint64()
+        access = struct.pack("=3i", 1, device.index or 0, 3)  # CUmemAccessDesc: a device, which, reading and writing
+        with current(device), contextlib.ExitStack() as undo:
+            undo.callback(driver, "cuMemRelease", handle)
+            driver("cuMemAddressReserve", ctypes.byref(address), length, ctypes.c_size_t(), none, none)
+            undo.callback(driver, "cuMemAddressFree", address, length)
+            driver("cuMemMap", address, length, ctypes.c_size_t(), handle, none)
+            undo.callback(driver, "cuMemUnmap", address, length)
+            driver("cuMemSetAccess", address, length, access, ctypes.c_size_t(1))
+            self.address, self._undo = int(address.value), undo.pop_all()
+
+    def write(self, offset: int, tensor: Any) -> int:
+        """Queue the copy of a contiguous tensor of the device to an offset in bytes; the offset where it ends."""
+        self._copy(self.address + offset, tensor.data_ptr(), tensor.nbytes)
+        return offset + int(tensor.nbytes)
+
+    def read(self, offset: int, into: Any) -> None:
+        """Fill a contiguous tensor of the device from an offset in bytes, and wait until that is done."""
+        self._copy(into.data_ptr(), self.address + offset, into.nbytes)
+        self.wait()
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        with current(self.device) as stream:
+            driver("cuMemcpyAsync", ctypes.c_uint64(target), ctypes.c_uint64(source), ctypes.c_size_t(size), stream)
+
+    def mark(self) -> Any:
+        """The event after all that is queued; None where nothing is, on a CPU."""
+        import torch
+
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+    def wait(self) -> None:
+        with current(self.device) as stream:
+            driver("cuStreamSynchronize", stream)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError), current(self.device):
+            self._undo.close()
+
+
+def _opened(offer: dict[str, Any] | None, descriptors: Sequence[int], device: Any) -> DeviceMemory | None:
+    """The memory that the parent offers, if the model is on that GPU and the parent sees what is written there."""
+    import torch
+
+    handle, memory = ctypes.c_uint64(), None
+    try:
+        if offer and descriptors and offer["gpu"] == gpu(device):
+            with current(device):
+                found = ctypes.c_void_p(descriptors[0])
+                driver("cuMemImportFromShareableHandle", ctypes.byref(handle), found, ctypes.c_int(1))
+            memory = DeviceMemory(device, offer["bytes"], handle)
+            memory.write(0, torch.tensor(offer["pattern"], dtype=torch.uint8).to(device))
+            memory.wait()
+            if ask({"ask": "device"})[0]["device"]:
+                return memory
+    except (OSError, AttributeError, RuntimeError):  # the host's memory does it too
+        pass
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    if memory:
+        memory.close()
+    return None

@@ -1,16 +1,21 @@
-"""Adds up what the processes of a run hold in memory, and its directories on disk."""
+"""Adds up what the processes of a run hold in memory, on the GPUs and after their end too, and in files on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 MOST_FILES = 100_000  # in a run's directories; beyond that it takes long to add them up
 SHARED_MEMORY = "/dev/shm"
+GIBIBYTE = 2**30
+GPU_SECONDS = 5.0  # in which the driver may take back what ended processes had
+GPU_POLL_SECONDS = 0.1
 
 
 def memory(family: Sequence[psutil.Process], enough: float) -> int:
@@ -43,6 +48,51 @@ def _shared(family: Iterable[psutil.Process]) -> int:
                 system = os.statvfs(path)
                 found.setdefault(os.stat(path).st_dev, (system.f_blocks - system.f_bfree) * system.f_frsize)
     return sum(found.values())
+
+
+def gpu_memory() -> Mapping[int, int]:
+    """Bytes of GPU memory by the process that computes with it; none where NVIDIA's driver is not there or is silent.
+
+    Processes have the numbers of the whole machine: in a container, which has its own, none is known again.
+    """
+    import pynvml  # type: ignore[import-untyped]
+
+    used: Counter[int] = Counter()
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return used
+    try:
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(number)
+            for one in pynvml.nvmlDeviceGetComputeRunningProcesses(device):
+                used[int(one.pid)] += int(one.usedGpuMemory or 1)  # None where it does not say how much
+    except pynvml.NVMLError:
+        return used
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return used
+
+
+def left_on_gpu(
+    ended: Iterable[psutil.Process],
+    read: Callable[[], Mapping[int, int]] = gpu_memory,
+    patience_seconds: float = GPU_SECONDS,
+) -> int:
+    """Bytes of GPU memory that ended processes still hold after some patience; 0 as soon as they hold none."""
+    ours, until = {process.pid: process for process in ended}, time.monotonic() + patience_seconds
+    while ours:
+        left = sum(size for pid, size in read().items() if pid in ours and not _is_another(ours[pid]))
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(GPU_POLL_SECONDS)
+    return 0
+
+
+def _is_another(process: psutil.Process) -> bool:
+    """Whether its number is that of a later process by now."""
+    return psutil.pid_exists(process.pid) and not process.is_running()
 
 
 def tasks() -> int:

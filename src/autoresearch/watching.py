@@ -11,6 +11,7 @@ from pathlib import Path
 from autoresearch.records import RunEvent, Scalar
 from autoresearch.trial import CURVE, EVENTS, RUN_DIR, SEED
 
+CURVE_SECONDS = 0.5  # between two points of a run's curve that are passed on
 LARGEST_PART = 2**20  # bytes of a run's file that are read at once
 
 

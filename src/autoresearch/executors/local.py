@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from autoresearch import process, trial
-from autoresearch.errors import NoInterpreterError
+from autoresearch import process, trial, usage
+from autoresearch.errors import EndRun, NoInterpreterError
 from autoresearch.interfaces import Progress, Serve
 from autoresearch.records import RunEvent, RunRequest, RunResult
 from autoresearch.sandbox import Limits, Rules, Sandbox, Watch
-from autoresearch.trial import CHANNEL, CURVE, ENTRY, LOG, RUN_SIDE
-from autoresearch.watching import RunWatch, run_environment, tail
+from autoresearch.trial import CHANNEL, CHECKPOINT, CURVE, ENTRY, EVENTS, LOG, RUN_SIDE
+from autoresearch.watching import CURVE_SECONDS, RunWatch, run_environment, tail
 
 TAIL_BYTES = 16_384
-CURVE_SECONDS = 0.5
+LONGEST_FILE = 256 * 2**20  # bytes of what a run writes for others to read
+LEFT = (LOG, CURVE, EVENTS, CHECKPOINT)  # files of a run that are kept
 MOST_EVENTS = 1_000  # of a run; an honest one has a handful
 NO_LIMITS = Limits()
 SCRATCH = "scratch"
@@ -91,6 +92,7 @@ class LocalExecutor:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             compiled.take_back(trusted=request.baseline)
+            tidy(directory)
         return RunResult(
             exit_code=ended.exit_code,
             wall_seconds=ended.seconds,
@@ -126,6 +128,7 @@ class LocalExecutor:
             channel.started()
             watch(at)
             limit(at)
+            hold_to_length(directory)
 
         environment = run_environment(self.environment, directory, request.seed)
         environment |= {name: str(directory / COMPILED / name.lower()) for name in COMPILERS} | channel.environment
@@ -140,9 +143,43 @@ class LocalExecutor:
                 poll=poll,
                 pass_fds=channel.pass_fds,
             )
-        except process.OverLimit as error:
+        except EndRun as error:
             return process.Ended(None, time.monotonic() - began), str(error)
+        finally:
+            say_leftover(directory / LOG, usage.left_on_gpu(limit.seen.values()))
         return process.Ended(signalled(ended.exit_code), ended.seconds), ""
+
+
+def hold_to_length(directory: Path) -> None:
+    """End a run that writes without an end: somebody has to read it.
+
+    Raises:
+        EndRun: its log, curve or events are too long.
+    """
+    for name in (LOG, CURVE, EVENTS):
+        with contextlib.suppress(OSError):  # not there yet
+            if (directory / name).lstat().st_size > LONGEST_FILE:
+                raise EndRun(f"it wrote more than {LONGEST_FILE // 2**20} MiB of {name}")
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a run has left beside its own files, which nobody would ever read."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in LEFT or path.is_symlink():
+                path.unlink(missing_ok=True)
+
+
+def say_leftover(log: Path, left: int) -> None:
+    """Tell in a run's log that its processes have ended and so many bytes of GPU memory are not free again."""
+    if left:
+        words = f"autoresearch: {left / usage.GIBIBYTE:.2f} GiB of GPU memory of this run are still held after its end"
+        # The run may have put a link or a pipe in its log's place.
+        flags = os.O_WRONLY | os.O_APPEND | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
+        with contextlib.suppress(OSError), os.fdopen(os.open(log, flags), "a") as file:
+            file.write(f"\n{words}\n")
 
 
 def signalled(code: int | None) -> int | None:

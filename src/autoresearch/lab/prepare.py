@@ -396,10 +396,11 @@ def detect_device() -> torch.device:
 # ---- evaluation
 @torch.inference_mode()
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
-    """Bits per byte on the validation split: nats / (ln 2 * bytes), over the tokens that have bytes. `model(x)` gives
-    logits (B, T, V). Rows are MAX_SEQ_LEN tokens, EVAL_TOKENS in all or one epoch if that is less. In a trial the
-    checkpoint is saved before, and the parent sends the rows and computes the score."""
+    """Bits per byte, nats / (ln 2 * bytes), over the tokens that have bytes, of EVAL_TOKENS of the validation split, at
+    most one epoch, in rows of MAX_SEQ_LEN. `model(x)` gives logits (B, T, V); the parent of a trial scores them."""
     write_line("events.jsonl", event="grade_requested")
+    if CHANNEL:  # before the checkpoint is saved, as it stops the parent's clock
+        autoresearch_trial.ask_for_grading(batch_size, MAX_SEQ_LEN, tokenizer.get_vocab_size())
     if RUN_DIR:
         data = {k.replace("_orig_mod.", ""): x.to("cpu", copy=True).contiguous() for k, x in model.state_dict().items()}
         safetensors.torch.save_file(data, Path(RUN_DIR, "checkpoint.part"))  # tied weights twice; names uncompiled
@@ -421,8 +422,7 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
 
 def sum_nats(model: torch.nn.Module, rows: torch.Tensor, counted: torch.Tensor, batch: int, device: Device) -> float:
     """Cross entropy in nats over the counted targets of rows (N, T + 1); with half the batch when memory is short.
-    All batches have one shape, lest a compiled model be compiled again: the last is filled up with rows that are then
-    ignored. In float32 by 8192 tokens, as a batch's logits can be gigabytes; sums stay on the device to the end."""
+    All have one shape, lest a compiled model be compiled again: the last is filled up. By 8192 tokens, to save room."""
     sums, size = list[torch.Tensor](), min(batch, len(rows))
     while len(sums) < len(rows):
         chosen = torch.arange(len(sums), len(sums) + size) % len(rows)
@@ -431,8 +431,8 @@ def sum_nats(model: torch.nn.Module, rows: torch.Tensor, counted: torch.Tensor, 
             parts = zip(torch.split(model(x).flatten(0, 1), 8192), torch.split(y.flatten(), 8192), strict=True)
             losses = [torch.nn.functional.cross_entropy(z.float(), t, reduction="none") for z, t in parts]
             sums += (torch.cat(losses).view_as(mask) * mask).sum(dim=1)
-        except RuntimeError as error:
-            if size == 1 or not re.search("out of memory|can't allocate memory", str(error)):
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not re.search("MemoryError|out of memory|allocate memory|ALLOC_FAILED", repr(error)):
                 raise
             size //= 2
     return float(torch.stack(sums[: len(rows)]).cpu().double().sum())

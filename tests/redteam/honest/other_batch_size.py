@@ -1,0 +1,7 @@
+"""Half the rows for each pass, and four passes for each step."""
+
+import base
+
+base.DEVICE_BATCH_SIZE //= 2
+base.TOTAL_BATCH_SIZE *= 2
+base.main()

@@ -1,0 +1,20 @@
+"""One table for the embedding of tokens and for the head."""
+
+import base
+import torch
+
+
+class Tied(base.GPT):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.head.weight = self.embedding.weight
+
+
+def make_optimizers(model, *, compiled):
+    rest = [weight for name, weight in model.named_parameters() if not name.startswith("blocks.")]
+    groups = [{"params": rest, "lr": 0.01, "initial_lr": 0.01}]
+    return torch.optim.AdamW(groups), base.Muon(model.blocks.parameters(), model.dtype, compiled=compiled)
+
+
+base.GPT, base.make_optimizers, base.EMBEDDING_INIT_STD = Tied, make_optimizers, 0.1
+base.main()

@@ -1,0 +1,5 @@
+"""The honest baseline of the cheats."""
+
+import honest
+
+honest.main()
