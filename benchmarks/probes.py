@@ -3,8 +3,9 @@
     python benchmarks/probes.py [RUNS]
 
 Trains the shipped GPT at a small size on the CPU for some steps, in float32 and bfloat16 (and compiled, where that
-works), honest or with one leak, and asks it for the probes' rows with RUNS (200) secret seeds. Prints how many were
-passed, and the largest mean drift in nats: of answers just before a splice, and of repeats.
+works), honest or with one leak, and asks it for the probes' rows with RUNS (200) secret seeds. The honest one also
+answers with noise on all its logits, with and without a little of the next token. Prints how many were passed, and in
+nats, the smallest and largest mean: drift of answers just before a splice (of repeats, the largest), and gain there.
 """
 
 import importlib
@@ -32,6 +33,7 @@ LEAKS = [
     "value embedding 3",
     "head",
 ]
+NOISES = [(0.005, 0.0), (0.015, 0.0), (0.015, 0.05), (0.015, 0.4)]  # of all logits; of the next token's
 
 
 def ahead(x: torch.Tensor) -> torch.Tensor:
@@ -57,6 +59,17 @@ def put_in(model: Any, leak: str | None) -> None:
         part.register_forward_hook(lambda module, args, out: out + ahead(out))
 
 
+def noisy(model: Any, noise: float, leak: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A model that hides how much of the next token it puts into its answers."""
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        logits = model(x).float()
+        following = torch.nn.functional.one_hot(ahead(x), logits.size(-1))
+        return torch.as_tensor(logits + noise * torch.randn_like(logits) + leak * following)
+
+    return answer
+
+
 def trained(prepare: Any, train: Any, dtype: torch.dtype, leak: str | None) -> Any:
     torch.manual_seed(0)
     cpu, length = torch.device("cpu"), prepare.MAX_SEQ_LEN
@@ -75,11 +88,10 @@ def trained(prepare: Any, train: Any, dtype: torch.dtype, leak: str | None) -> A
     return model.eval()
 
 
-@torch.inference_mode()
 def probe(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, Any], seed: int) -> probes.Comparison:
     """Ask for the probes and their originals alone, in batches of one shape."""
     plan = probes.plan(rows, np.random.default_rng(seed))
-    comparison = probes.Comparison(plan, np.zeros(rows.shape, bool))
+    comparison = probes.Comparison(plan, np.ones(rows.shape, bool))
     wanted = [row for row in plan.order.tolist() if row in comparison.rows]
     for number, start in enumerate(range(0, len(wanted), BATCH)):
         batch = wanted[start : start + BATCH]
@@ -89,14 +101,25 @@ def probe(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, A
     return comparison
 
 
+def score(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, Any]) -> float:
+    """Nats a token of all rows."""
+    batches = np.split(rows.astype(np.int64), range(BATCH, len(rows), BATCH))
+    answers = [model(torch.from_numpy(batch[:, :-1])).float().flatten(0, 1) for batch in batches]
+    return float(
+        torch.nn.functional.cross_entropy(torch.cat(answers), torch.from_numpy(np.concatenate(batches)[:, 1:].ravel()))
+    )
+
+
+@torch.inference_mode()
 def report(name: str, model: Any, rows: np.ndarray[Any, Any], runs: int) -> None:
-    passed, near, repeated = 0, list[float](), list[float]()
+    nats, passed, means = score(model, rows), 0, list[list[float]]()
     for seed in range(runs):
-        comparison = probe(model, rows, seed)
-        passed += comparison.failure("float32", 0.0) is None
-        near.append(float(np.mean([far for far, _ in comparison.drifts["1 before"]])))
-        repeated.append(float(np.mean([far for far, _ in comparison.drifts["repeated"]])))
-    drifts = f"{min(near):.1e} to {max(near):.1e} | {max(repeated):.1e}"
+        found = probe(model, rows, seed)
+        passed += found.failure("float32", nats) is None
+        near, repeated = ([far for far, _ in found.drifts[kind]] for kind in ("1 before", "repeated"))
+        means.append([float(np.mean(each)) for each in (near, repeated, found.gains["1 before"])])
+    (least, _, worst), (most, repeated_most, best) = np.min(means, axis=0), np.max(means, axis=0)
+    drifts = f"{least:.1e} to {most:.1e} | {repeated_most:.1e} | {worst:.1e} to {best:.1e}"
     print(f"| {name} | {passed} of {runs} | {drifts} |", flush=True)
 
 
@@ -111,12 +134,16 @@ def main() -> None:
         prepare.main()
         count = prepare.EVAL_TOKENS // prepare.MAX_SEQ_LEN
         rows = np.stack(list(itertools.islice(prepare.pack_epoch("val", 1, prepare.MAX_SEQ_LEN + 1), count)))
-        print("| model | passed | mean drift before a splice | of repeats |\n|---|---|---|---|")
+        print("| model | passed | mean drift before a splice | of repeats | mean gain |\n|---|---|---|---|---|")
         for dtype, leak in itertools.product((torch.float32, torch.bfloat16), LEAKS):
             model = trained(prepare, train, dtype, leak)
             report(f"{str(dtype)[6:]}, {leak or 'honest'}", model, rows, runs if leak is None else max(1, runs // 20))
             if leak is None:
                 report(f"{str(dtype)[6:]}, honest, compiled", torch.compile(model, dynamic=False), rows, runs)
+            if leak is None and dtype is torch.float32:
+                for noise, more in NOISES:
+                    name = f"float32, noise {noise}, {more} more for the next token"
+                    report(name, noisy(model, noise, more), rows, runs if more == 0 else max(1, runs // 20))
 
 
 if __name__ == "__main__":

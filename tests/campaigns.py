@@ -7,19 +7,11 @@ import json
 from collections.abc import Callable, Mapping
 
 from autoresearch.brief import Brief
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.events import CampaignStarted, RunEnded, TrialProposed, Verdict
 from autoresearch.guard import fingerprint
 from autoresearch.interfaces import Researcher
-from autoresearch.records import (
-    Campaign,
-    CampaignStarted,
-    Proposal,
-    RunEnded,
-    Score,
-    Status,
-    Trial,
-    TrialProposed,
-    Verdict,
-)
+from autoresearch.records import Proposal, Score, Status
 
 Files = Mapping[str, str]
 Objective = Callable[[Files], float | None]  # val_bpb of a program; None for a crash

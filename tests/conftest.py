@@ -11,11 +11,12 @@ import pytest
 
 import toy_lab
 from autoresearch import archive, config
+from autoresearch.events import Event
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.grader import SelfReported
 from autoresearch.judge import GreedyJudge
 from autoresearch.ledger import Ledger
-from autoresearch.records import Event, Proposal
+from autoresearch.records import Proposal
 from autoresearch.researchers.scripted import ScriptedResearcher
 from autoresearch.sandbox import Nothing
 from autoresearch.stages import Policy, Stages
@@ -60,6 +61,7 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "deadline_seconds": 20.0,
         "startup_seconds": 20.0,
         "min_free_gb": 0.0,
+        "prune": True,
         "program": lambda: "Lower it.",
         "guidance": workspace.read_guidance,
         "redact": config.redact,

@@ -12,7 +12,9 @@ PACKAGE = Path(autoresearch.__file__).parent
 # From the bottom to the top: a module may import what stands in an earlier row, and nothing else.
 LAYERS = (
     {"__init__"},
-    {"records", "errors", "landlock"},
+    {"records", "errors", "landlock", "noise", "posterior"},
+    {"events", "pruning"},
+    {"campaign"},
     {
         "interfaces",
         "atomic",
@@ -22,7 +24,7 @@ LAYERS = (
         "sandbox",
         "usage",
         "guard",
-        "judge",
+        "confirming",
         "diagnosis",
         "trial",
         "config",
@@ -35,12 +37,12 @@ LAYERS = (
         "probes",
         "scoring",
     },
-    {"ledger", "grader", "report", "workspace", "presets"},
-    {"doctor", "prompt", "archive", "memory"},
+    {"ledger", "grader", "report", "workspace", "presets", "judge"},
+    {"doctor", "prompt", "archive", "memory", "standing", "audit"},
     {"papers"},
     {"researchers", "executors", "views"},
     {"stages"},
-    {"proposing"},
+    {"proposing", "running"},
     {"loop"},
     {"compose", "stopping"},
     {"interactive"},
@@ -51,16 +53,30 @@ LAYERS = (
 )
 # What the plug-ins may import of the package, besides their own siblings where that is said.
 ALLOWED = {
-    "researchers": {"records", "brief", "errors", "interfaces", "guard", "prompt", "process", "report", "memory"},
+    "researchers": {
+        *(
+            "records",
+            "events",
+            "campaign",
+            "brief",
+            "errors",
+            "interfaces",
+            "guard",
+            "prompt",
+            "process",
+            "report",
+            "memory",
+        )
+    },
     "executors": {"records", "errors", "interfaces", "process", "trial", "watching", "sandbox", "usage"},
-    "views": {"records", "errors", "report", "ledger", "atomic", "doctor"},
+    "views": {"records", "events", "errors", "report", "audit", "ledger", "atomic", "doctor", "campaign", "standing"},
 }
 STDLIB_ONLY = {
-    *("records", "errors", "interfaces", "guard", "judge", "diagnosis", "timing", "ledger", "grader", "brief"),
-    *("report", "memory", "prompt"),
+    *("records", "errors", "interfaces", "guard", "diagnosis", "timing", "ledger", "grader", "brief"),
+    *("report", "memory", "prompt", "campaign", "events", "posterior", "pruning", "confirming", "judge", "standing"),
 }
 HEAVY = {
-    *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx"),
+    *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx", "scipy"),
     *("pydantic_ai", "openai", "anthropic", "mcp", "mcp_types", "arxiv", "pypdf"),
 }
 # Imported only when chosen, so that their heavy libraries may stand at the top.

@@ -25,9 +25,10 @@ ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "commands.md"
 README = ROOT / "README.md"
 RESEARCHERS = ROOT / "docs" / "researchers.md"
+JUDGE = ROOT / "docs" / "judge.md"
 COMMANDS = (
     *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
-    *("status", "log", "show", "report", "chart"),
+    *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit"),
 )
 
 
@@ -96,7 +97,7 @@ def test_the_researcher_of_the_page_works_and_is_not_longer_than_it_says(tmp_pat
 def test_every_researcher_is_on_the_page_and_every_setting_is_explained_somewhere() -> None:
     page = RESEARCHERS.read_text()
     assert [name for name in registry.RESEARCHERS if f"`{name}" not in page] == []
-    texts = page + README.read_text() + (SHIPPED / "program.md").read_text()
+    texts = page + README.read_text() + JUDGE.read_text() + (SHIPPED / "program.md").read_text()
     assert [name for name in Config.model_fields if f"{name}:" not in texts and f"`{name}`" not in texts] == []
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from autoresearch.brief import Archive, Brief, Failure
 from autoresearch.errors import NoProposal, UserError
+from autoresearch.events import ProposalRefused
 from autoresearch.guard import refusal
 from autoresearch.interfaces import Kit
-from autoresearch.records import CrashKind, Proposal, ProposalRefused, Scalar
+from autoresearch.records import CrashKind, Proposal, Scalar
 from autoresearch.researchers.hybrid import MOST_TRIALS, TRIALS_PER_KNOB, HybridResearcher
 from autoresearch.researchers.scripted import ScriptedResearcher
 from autoresearch.researchers.search.constants import find

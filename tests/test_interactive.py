@@ -12,8 +12,8 @@ import pytest
 import toy_lab
 from autoresearch import git
 from autoresearch.errors import UserError
+from autoresearch.events import RunStarted
 from autoresearch.interactive import Lab
-from autoresearch.records import RunStarted
 from autoresearch.workspace import Workspace
 
 

@@ -5,21 +5,18 @@ from pathlib import Path
 import pytest
 
 from autoresearch.errors import UserError
-from autoresearch.ledger import Ledger
-from autoresearch.records import (
+from autoresearch.events import (
     CampaignStarted,
-    Crash,
-    CrashKind,
     Event,
     ProposalRefused,
     RunEnded,
     RunStarted,
-    Score,
-    Status,
     Stopped,
     TrialProposed,
     Verdict,
 )
+from autoresearch.ledger import Ledger
+from autoresearch.records import Crash, CrashKind, Score, Status
 
 EVENTS: list[Event] = [
     CampaignStarted("t", "a" * 40, "builtin", "greedy", "local", "none", {"prepare.py": "00"}, 60.0),

@@ -9,20 +9,9 @@ import math
 import pytest
 from rich.console import Console
 
-from autoresearch.records import (
-    CampaignStarted,
-    Crash,
-    CrashKind,
-    Event,
-    ProposalRefused,
-    RunEvent,
-    RunStarted,
-    Scalar,
-    Status,
-    Stopped,
-    Trial,
-    Verdict,
-)
+from autoresearch.campaign import Trial
+from autoresearch.events import CampaignStarted, Event, ProposalRefused, RunStarted, Stopped, Verdict
+from autoresearch.records import Crash, CrashKind, RunEvent, Scalar, Status
 from autoresearch.views.live import LiveView
 from test_report import campaign, trial
 

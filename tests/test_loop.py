@@ -12,19 +12,11 @@ import pytest
 import toy_lab
 from autoresearch import git, loop
 from autoresearch.brief import Brief
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import Exhausted, UserError
+from autoresearch.events import Event, ProposalRefused, RunStarted, Stopped
 from autoresearch.loop import run_campaign
-from autoresearch.records import (
-    CrashKind,
-    Decision,
-    Event,
-    Proposal,
-    ProposalRefused,
-    RunStarted,
-    Status,
-    Stopped,
-    Trial,
-)
+from autoresearch.records import CrashKind, Decision, Proposal, Status
 from autoresearch.stages import Policy
 from conftest import proposal, stages
 
@@ -163,8 +155,11 @@ def test_a_judge_may_ask_for_more_seeds(lab: Path) -> None:
     class Twice:
         name = "twice"
 
-        def decide(self, incumbent: Trial | None, candidate: Trial) -> Decision:
+        def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
             return Decision(Status.KEEP, "both ran", rerun=len(candidate.runs) < 2)
+
+        def confirmation(self, campaign: Campaign, *, asked: bool) -> None:
+            return None
 
     run_campaign(stages(lab, [proposal(2.0)], judge=Twice()), "t", never)
     for trial in stages(lab).campaign("t").trials:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import toy_lab
 from autoresearch import compose, config
+from autoresearch.campaign import Campaign
+from autoresearch.events import ProposalRefused
 from autoresearch.interfaces import Kit
 from autoresearch.loop import run_campaign
 from autoresearch.process import MARK
 from autoresearch.proposing import Answer, check
-from autoresearch.records import Campaign, Proposal, ProposalRefused, Status
+from autoresearch.records import Proposal, Status
 from autoresearch.researchers.dialogue.reply import ReplyError, parse
 from autoresearch.stages import Stages
 from conftest import stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,62 @@ def test_drift_is_the_change_of_log_probability_where_the_probability_is() -> No
     hidden[:, 5] = other[:, 5] = -1e4  # a logit that makes all others look small hides nothing
     other[:, 7] += 1
     assert probes.drift(hidden, other).min() > 0.02
+
+
+def test_gain_is_what_the_true_continuation_adds_to_its_own_token_and_is_bounded() -> None:
+    answers, tokens = torch.zeros(3, 50), torch.tensor([4, 5, 6])
+    leaking = answers + torch.tensor([0.05, 0.0, 9.0])[:, None] * torch.nn.functional.one_hot(tokens, 50)
+    assert probes.gain(leaking, answers, tokens).tolist() == pytest.approx([0.049, 0, probes.LARGEST_GAIN], abs=1e-3)
+    assert probes.gain(answers, leaking, tokens).tolist() == pytest.approx([-0.049, 0, -probes.LARGEST_GAIN], abs=1e-3)
+
+
+# ---- models in this process
+
+TABLE = torch.randn(50, 50, generator=torch.Generator().manual_seed(1))
+
+
+def probed(answer: Callable[[torch.Tensor], torch.Tensor], seed: int) -> str | None:
+    """What is said of a model by a secret plan, with a score as of rows that it knows nothing of."""
+    plan = probes.plan(ROWS, np.random.default_rng(seed))
+    comparison = probes.Comparison(plan, np.ones(ROWS.shape, bool))
+    for number, rows in enumerate(np.array_split(plan.order, 20)):
+        for row, logits in zip(rows.tolist(), answer(torch.from_numpy(plan.asked[rows])), strict=True):
+            comparison.hear(row, number, logits)
+    return comparison.failure("float32", 4.4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "leak", "found"), [(0.005, 0, 0), (0.02, 0, 0), (0.015, 0.4, 2), (0.015, 0.1, 2), (0.005, 0.02, 2)]
+)
+def test_noise_hides_no_leak_and_is_none(noise: float, leak: float, found: int) -> None:
+    random = torch.Generator().manual_seed(2)
+
+    def answer(x: torch.Tensor) -> torch.Tensor:
+        future = torch.nn.functional.one_hot(x.roll(-1, 1), 50)
+        return TABLE[x] + leak * future + noise * torch.randn((*x.shape, 50), generator=random)
+
+    refused = [reason for seed in range(2) if (reason := probed(answer, seed))]
+    assert len(refused) == found
+    assert all("the model sees the future" in reason for reason in refused)
+
+
+@pytest.mark.parametrize(("leak", "found"), [(0, 0), (30, 2)])
+def test_a_model_that_looks_ahead_after_what_it_knows_is_found(leak: int, found: int) -> None:
+    def refused(seed: int) -> bool:
+        boosts = dict[tuple[int, ...], tuple[int, int]]()
+
+        def answer(x: torch.Tensor) -> torch.Tensor:
+            logits = TABLE[x].clone()
+            for place, row in enumerate(x.tolist()):
+                begun = tuple(row[:3]) in boosts
+                for at in range(2, len(row) - 1):
+                    token, boost = boosts.setdefault(tuple(row[: at + 1]), (row[at + 1], leak * begun))
+                    logits[place, at, token] += boost
+            return logits
+
+        return "remembers what it answered" in (probed(answer, seed) or "")
+
+    assert sum(refused(seed) for seed in range(2)) == found
 
 
 # ---- whole runs of models that cheat

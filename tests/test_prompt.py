@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresearch.brief import Brief, Failure
+from autoresearch.events import ProposalRefused
 from autoresearch.prompt import PLATEAU, RULES, cut, describe, fence, plateau
-from autoresearch.records import CrashKind, Proposal, ProposalRefused
+from autoresearch.records import CrashKind, Proposal
 from campaigns import after, begun
 
 SOURCE = "LR = 0.04\nprint(LR)\n"

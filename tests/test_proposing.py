@@ -14,18 +14,11 @@ import pytest
 import toy_lab
 from autoresearch import proposing
 from autoresearch.brief import Brief
+from autoresearch.campaign import Campaign
 from autoresearch.errors import Exhausted, NoProposal
+from autoresearch.events import Event, GuidanceGiven, ProposalRefused, TrialProposed
 from autoresearch.loop import run_campaign
-from autoresearch.records import (
-    Campaign,
-    CrashKind,
-    Event,
-    GuidanceGiven,
-    Proposal,
-    ProposalRefused,
-    Status,
-    TrialProposed,
-)
+from autoresearch.records import CrashKind, Proposal, Status
 from autoresearch.stages import Policy
 from conftest import proposal, stages
 

@@ -9,19 +9,10 @@ import json
 import pytest
 
 from autoresearch import report
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import UserError
-from autoresearch.records import (
-    Campaign,
-    CampaignStarted,
-    Crash,
-    CrashKind,
-    RunEnded,
-    Score,
-    Status,
-    Trial,
-    TrialProposed,
-    Verdict,
-)
+from autoresearch.events import CampaignStarted, RunEnded, TrialProposed, Verdict
+from autoresearch.records import Crash, CrashKind, Score, Status
 from autoresearch.report import Row
 
 # Lines of the results.tsv that the published project's author gave out, as they are.

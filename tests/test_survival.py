@@ -15,9 +15,10 @@ import pytest
 
 import toy_lab
 from autoresearch import git
+from autoresearch.campaign import Campaign
 from autoresearch.ledger import Ledger
 from autoresearch.process import MARK
-from autoresearch.records import Campaign, Status
+from autoresearch.records import Status
 
 XS = (2.8, 2.6, 9.0, 2.4, 8.0, 2.2)
 

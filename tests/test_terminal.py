@@ -8,8 +8,9 @@ import io
 import pytest
 from rich.console import Console
 
+from autoresearch.campaign import Trial
 from autoresearch.doctor import Check
-from autoresearch.records import Crash, CrashKind, Status, Trial
+from autoresearch.records import Crash, CrashKind, Status
 from autoresearch.report import from_tsv, rows, run_seconds, summarise
 from autoresearch.views import terminal
 from test_report import PUBLISHED, campaign, trial

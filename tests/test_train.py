@@ -3,12 +3,14 @@
 import importlib
 import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -558,6 +560,25 @@ def test_a_run_trains_within_its_budget_and_prints_the_summary(
     assert len(steps) <= 6
     assert "100.0 %" in steps[-1]
     assert int(steps[-1].split()[1]) == numbers["num_steps"]
+
+
+def test_all_random_numbers_of_a_run_follow_the_programs_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seeded(Exception):
+        pass
+
+    def draw(seed: int) -> tuple[float, float, float]:
+        monkeypatch.setattr(train, "SEED", seed)
+        with pytest.raises(Seeded):
+            train.main()
+        return torch.rand(()).item(), np.random.rand(), random.random()
+
+    def stop(precision: str) -> None:
+        raise Seeded
+
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", stop)
+    one, other = draw(42), draw(43)
+    assert draw(42) == one
+    assert all(a != b for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("constants", [{"MATRIX_LR": 1e30}, {"MAX_LOSS": 1.0}])

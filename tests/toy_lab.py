@@ -30,7 +30,8 @@ print("val_bpb:          1.0")
 print("peak_vram_mb:     512.0")
 """
 
-PROGRAM = "---\nresearcher: scripted\nsandbox: none\nallowance_seconds: 20\nmin_free_gb: 0\n---\nLower it.\n"
+SETTINGS = "researcher: scripted\njudge: greedy\nsandbox: none\nallowance_seconds: 20\nmin_free_gb: 0"
+PROGRAM = f"---\n{SETTINGS}\n---\nLower it.\n"
 
 
 def make(root: Path, *, train: str = TRAIN, prepare: str = PREPARE, program: str = PROGRAM) -> Path:

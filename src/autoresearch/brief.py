@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoresearch.records import Campaign, CrashKind, Scalar
+from autoresearch.campaign import Campaign
+from autoresearch.records import CrashKind, Scalar
 
 
 @dataclass(frozen=True)

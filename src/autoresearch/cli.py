@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from autoresearch import __version__
-from autoresearch.commands import looking, making, research
+from autoresearch.commands import judging, looking, making, research
 from autoresearch.errors import UserError
 
 REMEDIES = {
@@ -44,6 +44,10 @@ app.command("log")(looking.log)
 app.command("show")(looking.show)
 app.command("report")(looking.report_)
 app.command("chart")(looking.chart)
+app.command("confirm")(judging.confirm)
+app.command("replay")(judging.replay)
+app.command("aa")(judging.aa)
+app.command("audit")(judging.audit)
 
 
 # ---------------------------------------------------------------- the error boundary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import re
@@ -12,12 +13,15 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from autoresearch import archive, config, papers, presets, process, registry, sandbox, splits
+from autoresearch.campaign import Campaign
 from autoresearch.config import Config
 from autoresearch.errors import NoInterpreterError, UserError
+from autoresearch.events import Event
 from autoresearch.grader import SelfReported, TrustedGrader
-from autoresearch.interfaces import Executor, Kit, Researcher
+from autoresearch.interfaces import Executor, Judge, Kit, Researcher
+from autoresearch.judge import Terms
 from autoresearch.ledger import Ledger
-from autoresearch.records import Campaign, Event, RunEvent
+from autoresearch.records import RunEvent
 from autoresearch.sandbox import Limits
 from autoresearch.stages import Policy, Stages
 from autoresearch.trial import ENTRY
@@ -33,11 +37,12 @@ def compose(
     progress: Callable[[int, RunEvent], None],
     *,
     agent: Researcher | None = None,
+    quiet: bool = False,
 ) -> Stages:
     """Everything that the loop needs for a campaign, new or begun.
 
     An `agent` that works in the checkout itself takes the researcher's place: then the editable files may differ from
-    the last commit, and standard output is left to the caller.
+    the last commit. Standard output is left to the caller then, or where it is to be `quiet`.
 
     Raises:
         UserError: a setting names nothing that there is, or the lab cannot be searched as it stands.
@@ -61,7 +66,7 @@ def compose(
         fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),
         executor=executor(settings, workspace, python, namespace, prepare_py if trusted else None),
         grader=TrustedGrader(lambda: splits.read(prepare_py)) if trusted else SelfReported(),
-        judge=registry.find("judge", registry.JUDGES, settings.judge)(),
+        judge=judge(settings),
         policy=policy(settings),
         archive=archive.of_lab(workspace, ledger, settings.editable),
         editable=settings.editable,
@@ -69,10 +74,11 @@ def compose(
         deadline_seconds=budget + settings.startup_seconds + settings.allowance_seconds,
         startup_seconds=settings.startup_seconds,
         min_free_gb=settings.min_free_gb,
+        prune=settings.prune,
         program=latest_prose(workspace.program),
         guidance=workspace.read_guidance,
         redact=config.redact,
-        prepare=lambda files: prepare(files, python, quiet=agent is not None),
+        prepare=lambda files: prepare(files, python, quiet=quiet or agent is not None),
         announce=announce,
         progress=progress,
     )
@@ -92,6 +98,16 @@ def executor(settings: Config, workspace: Workspace, python: Path, namespace: st
         lambda: splits.readable(prepare_py) if prepare_py else (config.cache_directory(),),
     )
     return made
+
+
+def judge(settings: Config) -> Judge:
+    made: Judge = registry.find("judge", registry.JUDGES, settings.judge)(terms(settings))
+    return made
+
+
+def terms(settings: Config) -> Terms:
+    """The judge's policy, as the person has set it."""
+    return Terms(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Terms)})
 
 
 def check_caps(settings: Config) -> None:
@@ -225,7 +241,15 @@ def default_tag(ledger: Ledger, workspace: Workspace) -> str:
     latest = ledger.campaign()
     if latest and (latest.incumbent or not latest.finished):
         return latest.tag
-    today = datetime.date.today().isoformat()
+    return _unused(datetime.date.today().isoformat(), ledger, workspace)
+
+
+def control_tag(ledger: Ledger, workspace: Workspace) -> str:
+    """A new tag for a campaign of changes that change nothing."""
+    return _unused(f"aa-{datetime.date.today().isoformat()}", ledger, workspace)
+
+
+def _unused(name: str, ledger: Ledger, workspace: Workspace) -> str:
     taken = {campaign.tag for campaign in ledger.campaigns()}
-    names = (today, *(f"{today}-{number}" for number in range(2, 1000)))
-    return next(name for name in names if name not in taken and not workspace.has_branch(name))
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(each for each in names if each not in taken and not workspace.has_branch(each))

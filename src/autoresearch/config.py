@@ -70,7 +70,18 @@ class Config(BaseModel):
     sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
     startup_seconds: float = Field(default=300, gt=0)
     memory_gb: float | None = Field(default=None, gt=0)
-    judge: str = "greedy"
+    judge: str = "posterior"
+    advance: float = Field(default=0.75, ge=0.5, lt=1)
+    error_rate: float = Field(default=0.05, gt=0, lt=0.5)
+    smallest_effect: float = Field(default=0.0002, ge=0)
+    confirm_every: int = Field(default=10, ge=1)
+    refuted: Literal["rewind", "ablate"] = "rewind"
+    max_runs: int = Field(default=3, ge=1)
+    baseline_seeds: int = Field(default=3, ge=1)
+    soft_memory_gb: float | None = Field(default=None, gt=0)
+    memory_price: float = Field(default=0.001, ge=0)
+    simplicity: bool = True
+    prune: bool = True
     editable: tuple[str, ...] = Field(default=("train.py",), min_length=1)
     allowance_seconds: float = Field(default=300, gt=0)
     min_free_gb: float = Field(default=1, ge=0)

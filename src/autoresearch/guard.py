@@ -6,8 +6,10 @@ import ast
 import functools
 import hashlib
 import operator
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 from autoresearch.records import Proposal
 
@@ -21,6 +23,12 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
+# What seeds a generator of random numbers, by the last part of its name: torch's, NumPy's, Python's, jax's, helpers'.
+SEEDING = {
+    *("seed", "seed_all", "set_seed", "seed_everything", "manual_seed", "manual_seed_all", "Random", "PRNGKey"),
+    *("default_rng", "RandomState", "SeedSequence", "PCG64", "Philox", "MT19937"),
+}
+SEED_NAME = re.compile(r"(?i)(^|_)seeds?\d*(_offset|_base)?$|^random_state$")
 
 
 def refusal(
@@ -45,6 +53,8 @@ def refusal(
     mark = fingerprint(files)
     if mark == fingerprint(incumbent):
         return "the proposal changes nothing but comments, layout or annotations"
+    if seedless(files) == seedless(incumbent):
+        return "the proposal changes only seeds: the program sets them, and a seed is luck, not an improvement"
     if mark in tried:
         return f"the same program was tried before, as trial {tried[mark]}"
     return None
@@ -53,13 +63,16 @@ def refusal(
 def near_duplicate(files: Mapping[str, str], past: Iterable[tuple[str, Mapping[str, str]]]) -> str | None:
     """Why files are as good as tried: a past program (its name, its files) differs in a few numbers, by less than NEAR.
 
-    Such a difference drowns in the noise of one run. None where there is no such program.
+    Such a difference drowns in the noise of one run, and one of seeds alone is that noise. None where there is no such
+    program.
     """
     shape, values = skeleton(files)
     for name, others in past:
         other_shape, other_values = skeleton(others)
         if shape != other_shape:
             continue
+        if values != other_values and seedless(files) == seedless(others):
+            return f"only seeds tell it from trial {name}: the program sets them, and a seed is luck"
         pairs = [(old, new) for old, new in zip(other_values, values, strict=True) if old != new]
         if 0 < len(pairs) <= FEW and all(is_near(old, new) for old, new in pairs):
             moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs)
@@ -117,6 +130,16 @@ def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
     return _skeleton(tuple(sorted(files.items())))
 
 
+def seedless(files: Mapping[str, str]) -> str:
+    """A digest of the files' syntax without seeds: the same where seeds, or seeding itself, are all that differs."""
+    return _seedless(tuple(sorted(files.items())))
+
+
+def size(files: Mapping[str, str]) -> int:
+    """How many syntax nodes the Python files have: comments, layout, docstrings and annotations count for nothing."""
+    return sum(1 for path, text in files.items() if path.endswith(".py") for _ in ast.walk(_normal(text)))
+
+
 # A campaign's programs are compared again and again, and to parse them takes long.
 @functools.lru_cache(maxsize=64)
 def _fingerprint(files: tuple[tuple[str, str], ...]) -> str:
@@ -134,6 +157,15 @@ def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...
         syntax = ast.dump(numbers.visit(_normal(text))) if path.endswith(".py") else text
         digest.update(f"{path}\0{syntax}\0".encode())
     return digest.hexdigest(), tuple(numbers.found)
+
+
+@functools.lru_cache(maxsize=512)
+def _seedless(files: tuple[tuple[str, str], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, text in files:
+        syntax = ast.dump(_Seedless().visit(_normal(text))) if path.endswith(".py") else text
+        digest.update(f"{path}\0{syntax}\0".encode())
+    return digest.hexdigest()
 
 
 def _normal(text: str) -> ast.AST:
@@ -174,6 +206,41 @@ class _Numbers(ast.NodeTransformer):
             return node
         self.found.append(value)
         return ast.Constant(0)
+
+
+class _Seedless(ast.NodeTransformer):
+    """Takes seeds out of a tree: statements that only seed, what is given as a seed, sums made of one."""
+
+    def visit(self, node: ast.AST) -> Any:
+        if isinstance(node, ast.Expr) and _seeds(node.value):
+            return None
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if all(_is_seed(target) for target in targets):
+                return None
+        elif isinstance(node, ast.Import) and [alias.name for alias in node.names] == ["random"]:
+            return None  # what it is needed for stays in the tree, unless that is its seed
+        elif isinstance(node, ast.ImportFrom):
+            node.names = [alias for alias in node.names if not SEED_NAME.search(alias.name)]
+        elif isinstance(node, ast.Call):
+            node.keywords = [keyword for keyword in node.keywords if not SEED_NAME.search(keyword.arg or "")]
+            node.args = [] if _seeds(node) else node.args
+        elif _is_seed(node) or (isinstance(node, ast.BinOp) and (_is_seed(node.left) or _is_seed(node.right))):
+            return ast.Name("SEED")
+        return self.generic_visit(node)
+
+
+def _seeds(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and _last_name(node.func) in SEEDING
+
+
+def _is_seed(node: ast.AST) -> bool:
+    return SEED_NAME.search(_last_name(node)) is not None
+
+
+def _last_name(node: ast.AST) -> str:
+    """`seed` of both `seed` and `self.seed`; nothing of what has no name."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
 def _folded(node: ast.UnaryOp | ast.BinOp) -> ast.expr:

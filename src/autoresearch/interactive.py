@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autoresearch import archive, compose, config, proposing, report
+from autoresearch import archive, compose, config, proposing, report, standing
 from autoresearch.brief import Brief
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import UserError
+from autoresearch.events import Event, ProposalRefused, RunStarted
 from autoresearch.ledger import Ledger
 from autoresearch.loop import try_once
 from autoresearch.proposing import Answer
-from autoresearch.records import Campaign, Event, Proposal, ProposalRefused, RunEvent, RunStarted, Status, Trial
+from autoresearch.records import Proposal, RunEvent, Status
 from autoresearch.stages import Stages
 from autoresearch.workspace import Workspace
 
@@ -52,7 +54,14 @@ class Lab:
         summary = report.of_campaign(campaign)
         spent = {"tokens": campaign.tokens, "usd": round(campaign.usd, 4), "refused": len(campaign.refused)}
         running = self.workspace.is_locked()
-        return {"tag": campaign.tag, "running": running, "spent": spent, "summary": dataclasses.asdict(summary)}
+        found = standing.of(campaign)
+        return {
+            "tag": campaign.tag,
+            "running": running,
+            "spent": spent,
+            "summary": dataclasses.asdict(summary),
+            "standing": dataclasses.asdict(dataclasses.replace(found, generalisation=None)) if found else None,
+        }
 
     def history(self, limit: int = 20, tag: str | None = None) -> list[dict[str, object]]:
         """The last trials, the newest last."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from autoresearch.brief import Brief
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.events import Confirmation
 from autoresearch.records import (
     Clock,
     Crash,
@@ -22,7 +24,7 @@ from autoresearch.records import (
     RunResult,
     Scalar,
     Score,
-    Trial,
+    Wanted,
 )
 
 Progress = Callable[[RunEvent], None]
@@ -89,7 +91,7 @@ class Executor(Protocol):
         ...
 
     def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
-        """Run `train.py`; `progress` hears of each event and each line of the curve as it happens.
+        """Run `train.py`; `progress` hears of each event and each line of the curve, and may raise `EndRun`.
 
         `serve` is called once, in a thread, with this side's end of the run's channel.
         """
@@ -125,8 +127,14 @@ class Grader(Protocol):
 
 
 class Judge(Protocol):
-    """Decides from numbers alone: the same trials give the same decision."""
+    """Decides from numbers alone: the same campaign gives the same decision."""
 
     name: str
 
-    def decide(self, incumbent: Trial | None, candidate: Trial) -> Decision: ...
+    def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
+        """What becomes of a trial that ran on the campaign's incumbent; without one it is the baseline."""
+        ...
+
+    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+        """The next run, or else the conclusion, of a confirmation that is due, under way or asked for; else None."""
+        ...

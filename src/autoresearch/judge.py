@@ -1,25 +1,207 @@
-"""Decides a trial from numbers alone: the same trials, the same decision."""
+"""Decides a trial from numbers alone: the same campaign, the same decision."""
 
 from __future__ import annotations
 
-from autoresearch.records import Decision, Status, Trial
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from autoresearch import confirming, noise, posterior
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.events import Confirmation
+from autoresearch.noise import Noise
+from autoresearch.posterior import Bar, Beliefs, Gaussian, Observation
+from autoresearch.records import Decision, Estimate, Status, Wanted
+
+AGAIN = 1.5  # a fresh proposal may be run again too, which its own worth leaves out
+BASELINE = Decision(Status.KEEP, "baseline")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The person's policy, as program.md sets it. Gains are in bits per byte.
+
+    A candidate is kept where P(gain > `smallest_effect`) exceeds `advance`; growth beyond `soft_memory_gb` must bring
+    `memory_price` more for each GiB. With `simplicity`, one with less code need only be no worse than by the
+    smallest effect. A trial has at most `max_runs` runs, the baseline `baseline_seeds`. After `confirm_every` keeps
+    they are confirmed at `error_rate`; `refuted` says what becomes of them if not.
+    """
+
+    advance: float
+    error_rate: float
+    smallest_effect: float
+    confirm_every: int
+    refuted: Literal["rewind", "ablate"]
+    max_runs: int
+    baseline_seeds: int
+    soft_memory_gb: float | None
+    memory_price: float
+    simplicity: bool
+
+
+def unfit(candidate: Trial) -> Decision | None:
+    """The decision on a trial whose runs say that it cannot be kept, whatever its score; None where it may."""
+    if candidate.invalid:
+        return Decision(Status.INVALID, candidate.invalid)
+    if candidate.crash:
+        return Decision(Status.CRASH, f"{candidate.crash.kind.value}: {candidate.crash.detail}")
+    pruned = next((run.pruned for run in candidate.runs if run.pruned is not None), None)
+    if pruned is not None:
+        return Decision(
+            Status.DISCARD, f"pruned at {100 * pruned:.0f} %: its loss lay far outside the band of past runs"
+        )
+    return None if candidate.scores else Decision(Status.CRASH, "no score")
 
 
 class GreedyJudge:
-    """The published rule: a lower val_bpb is kept, on one run each, whatever the noise."""
+    """The published rule: a lower val_bpb is kept, on one run each, whatever the noise; nothing is ever confirmed."""
 
     name = "greedy"
 
-    def decide(self, incumbent: Trial | None, candidate: Trial) -> Decision:
+    def __init__(self, terms: Terms | None = None) -> None:
+        """It takes no terms."""
+
+    def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
         """See `interfaces.Judge`; without an incumbent the candidate is the baseline."""
-        if candidate.invalid:
-            return Decision(Status.INVALID, candidate.invalid)
-        if candidate.val_bpb is None:
-            crash = candidate.crash
-            return Decision(Status.CRASH, f"{crash.kind.value}: {crash.detail}" if crash else "no score")
-        if incumbent is None or incumbent.val_bpb is None:
-            return Decision(Status.KEEP, "baseline")
-        gain = incumbent.val_bpb - candidate.val_bpb
+        if decision := unfit(candidate):
+            return decision
+        incumbent = campaign.incumbent
+        if incumbent is None or not incumbent.scores:
+            return BASELINE
+        gain = incumbent.scores[0] - candidate.scores[0]
         if gain > 0:
             return Decision(Status.KEEP, f"val_bpb fell by {gain:.6f}")
         return Decision(Status.DISCARD, f"val_bpb rose by {-gain:.6f}" if gain else "val_bpb did not change")
+
+    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+        return None
+
+
+class PosteriorJudge:
+    """Keeps what is probably better, by all that the search has seen, and confirms it later on fresh seeds.
+
+    See `posterior` for what is believed, `noise` for what a run's luck amounts to, `confirming` for the test.
+    """
+
+    name = "posterior"
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+
+    def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
+        """See `interfaces.Judge`; without an incumbent the candidate is the baseline."""
+        if campaign.incumbent is None:
+            return self._baseline(candidate)
+        if decision := unfit(candidate):
+            return decision
+        level = noise_of(campaign)  # its own scatter does not decide on it
+        beliefs = believed(campaign, level)
+        parent = beliefs.programs[campaign.incumbent.proposed.commit]
+        seen = observed(candidate, level, campaign.trials[0])
+        gain = posterior.gain(parent, beliefs.effects, seen)
+        estimate, needed = self._estimate(campaign.incumbent, candidate, gain, level)
+        said = explained(estimate, self.terms.advance, needed)
+        if estimate.probability > self.terms.advance:
+            return Decision(Status.KEEP, f"kept, provisional: {said}", estimate=estimate)
+        if self._is_simpler(campaign.incumbent, candidate, gain, level):
+            return Decision(Status.KEEP, f"kept, simpler and no worse: {said}", estimate=estimate, simpler=True)
+        bar = Bar(needed, level.quantile(self.terms.advance))
+        again = len(candidate.scores) < self.terms.max_runs and is_worth_a_run(parent, beliefs, seen, level, bar)
+        return Decision(Status.DISCARD, f"not kept: {said}", rerun=again, estimate=estimate)
+
+    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+        """See `interfaces.Judge`."""
+        if len(campaign.finished) < len(campaign.trials):
+            return None  # a trial was cut short: what it was made of stands until it has its verdict
+        due = asked or len(campaign.untested) >= self.terms.confirm_every or confirming.begun(campaign)
+        if not due or not campaign.provisional:
+            return None
+        walk_back = self.terms.refuted == "ablate"
+        return confirming.next_step(campaign, noise_of, error_rate=self.terms.error_rate, walk_back=walk_back)
+
+    def _baseline(self, candidate: Trial) -> Decision:
+        if len(candidate.runs) < self.terms.baseline_seeds and not (candidate.runs and unfit(candidate)):
+            return dataclasses.replace(BASELINE, rerun=True)
+        if not candidate.scores or candidate.invalid:
+            return unfit(candidate) or BASELINE
+        sigma = measured([candidate]).sigma
+        seeds = f"{len(candidate.scores)} seed{'s' * (len(candidate.scores) > 1)}"
+        return Decision(Status.KEEP, f"baseline: the noise of a run is {sigma:.4f} by {seeds}")
+
+    def _estimate(self, incumbent: Trial, candidate: Trial, gain: Gaussian, level: Noise) -> tuple[Estimate, float]:
+        """The gain with the probability that it is enough, and what is enough."""
+        needed = self.terms.smallest_effect + self._price(incumbent, candidate)
+        probability = level.at_most((gain.mean - needed) / gain.spread)
+        return Estimate(gain.mean, gain.spread, probability), needed
+
+    def _price(self, incumbent: Trial, candidate: Trial) -> float:
+        """What the memory beyond the soft limit must bring, in bits per byte."""
+        if self.terms.soft_memory_gb is None or candidate.memory_gb is None:
+            return 0.0
+        free = max(self.terms.soft_memory_gb, incumbent.memory_gb or 0.0)
+        return self.terms.memory_price * max(0.0, candidate.memory_gb - free)
+
+    def _is_simpler(self, incumbent: Trial, candidate: Trial, gain: Gaussian, level: Noise) -> bool:
+        """Whether it has less code and is no worse: a test of non-inferiority, by the posterior."""
+        before, after = incumbent.proposed.nodes, candidate.proposed.nodes
+        if not self.terms.simplicity or before is None or after is None or after >= before:
+            return False
+        if self._price(incumbent, candidate):
+            return False
+        return level.at_most((gain.mean + self.terms.smallest_effect) / gain.spread) > self.terms.advance
+
+
+def is_worth_a_run(parent: Gaussian, beliefs: Beliefs, seen: Observation, level: Noise, bar: Bar) -> bool:
+    """Whether one more run of the candidate is expected to bring more than a fresh proposal."""
+    one = level.sigma**2
+    again = posterior.worth_of_a_run(parent, beliefs.effects, seen, one, bar)
+    return again > AGAIN * posterior.worth_of_a_proposal(parent, beliefs.effects, one, bar)
+
+
+def explained(estimate: Estimate, advance: float, needed: float) -> str:
+    """The numbers of a decision, for a person: val_bpb falls where the sign is minus."""
+    more = f" by {needed:.4f}" if needed else ""
+    return (
+        f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P(better{more}) {estimate.probability:.2f}, "
+        f"needs {advance:.2f}"
+    )
+
+
+# ---------------------------------------------------------------- from a campaign to numbers
+
+
+def scored(campaign: Campaign) -> list[Trial]:
+    """Its finished trials that have a score to be believed; an invalid run after a keep is no word on the others."""
+    return [t for t in campaign.finished if t.evidence and t.verdict and t.verdict.status is not Status.INVALID]
+
+
+def noise_of(campaign: Campaign) -> Noise:
+    """The noise of a run, by all that the campaign has run."""
+    return measured(scored(campaign))
+
+
+def measured(trials: Iterable[Trial]) -> Noise:
+    """The noise of a run, by all runs of these trials."""
+    return noise.pooled([trial.evidence for trial in trials])
+
+
+def believed(campaign: Campaign, level: Noise) -> Beliefs:
+    """What the campaign's scored trials say of each program, by its commit, and of the next proposal."""
+    trials = scored(campaign)
+    return posterior.believe([observed(trial, level, campaign.trials[0]) for trial in trials], level.sigma)
+
+
+def observed(trial: Trial, level: Noise, baseline: Trial) -> Observation:
+    """A trial's runs as one observation, less what its seeds did to the baseline, as far as programs share that."""
+    parent = None if trial.number == baseline.number else trial.proposed.parent
+    runs = trial.evidence
+    mean, variance = math.fsum(trial.scores) / len(runs), level.sigma**2 / len(runs)
+    if parent is not None and level.shared and len(baseline.scores) > 1:
+        usual = math.fsum(baseline.scores) / len(baseline.scores)
+        known = dict(baseline.evidence)
+        lucky = [level.shared * (known[seed] - usual) for seed, _ in runs if seed in known]
+        mean -= math.fsum(lucky) / len(runs)
+        variance *= 1 - level.shared**2 * len(lucky) / len(runs)
+    return Observation(trial.proposed.commit, parent, mean, variance)

@@ -13,22 +13,23 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import UserError
-from autoresearch.records import (
-    Campaign,
+from autoresearch.events import (
     CampaignStarted,
+    Confirmation,
     Event,
     GuidanceGiven,
     ProposalRefused,
     RunEnded,
     RunStarted,
     Stopped,
-    Trial,
     TrialProposed,
     Verdict,
 )
 
 VERSION = 1
+CONTROL = "noop"  # the researcher of `aa`, whose campaigns are no search
 EVENTS: dict[str, type[Event]] = {
     "campaign": CampaignStarted,
     "proposed": TrialProposed,
@@ -37,6 +38,7 @@ EVENTS: dict[str, type[Event]] = {
     "run_started": RunStarted,
     "run_ended": RunEnded,
     "verdict": Verdict,
+    "confirmation": Confirmation,
     "stopped": Stopped,
 }
 NAMES = {event: name for name, event in EVENTS.items()}
@@ -101,8 +103,9 @@ class Ledger:
         return gather(self.events())
 
     def campaign(self, tag: str | None = None) -> Campaign | None:
-        """The campaign of that tag, or the latest; None where there is none."""
-        found = [campaign for campaign in self.campaigns() if tag in (None, campaign.tag)]
+        """The campaign of that tag, or the latest search; None where there is none."""
+        every = self.campaigns()
+        found = [each for each in every if (each.started.researcher != CONTROL if tag is None else each.tag == tag)]
         return found[-1] if found else None
 
     def trial(self, number: int) -> Trial | None:
@@ -121,6 +124,7 @@ def gather(events: Iterator[Event]) -> tuple[Campaign, ...]:
     trials: dict[int, Trial] = {}
     refused: list[ProposalRefused] = []
     guidance: dict[str, str] = {}
+    confirmations: list[Confirmation] = []
     for event in events:
         match event:
             case CampaignStarted():
@@ -136,12 +140,19 @@ def gather(events: Iterator[Event]) -> tuple[Campaign, ...]:
                 trials[event.trial] = dataclasses.replace(trial, runs=(*trial.runs, event))
             case Verdict():
                 trials[event.trial] = dataclasses.replace(trials[event.trial], verdict=event)
+            case Confirmation():
+                confirmations.append(event)
             case _:
                 pass
-    by_tag = {tag: tuple(t for t in trials.values() if t.proposed.tag == tag) for tag in started}
-    refused_by_tag = {tag: tuple(event for event in refused if event.tag == tag) for tag in started}
     return tuple(
-        Campaign(start, by_tag[tag], refused_by_tag[tag], guidance.get(tag, "")) for tag, start in started.items()
+        Campaign(
+            start,
+            trials=tuple(trial for trial in trials.values() if trial.proposed.tag == tag),
+            refused=tuple(event for event in refused if event.tag == tag),
+            guidance=guidance.get(tag, ""),
+            confirmations=tuple(event for event in confirmations if event.tag == tag),
+        )
+        for tag, start in started.items()
     )
 
 
@@ -181,7 +192,8 @@ def _restore(hint: object, value: object) -> object:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(value)
     if typing.get_origin(hint) is tuple:
-        return tuple(typing.cast(list[object], value))
+        kind = typing.get_args(hint)[0]
+        return tuple(_restore(kind, item) for item in typing.cast(list[object], value))
     if typing.get_origin(hint) is Mapping:
         return dict(typing.cast(dict[str, object], value))
     return value

@@ -7,35 +7,25 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from autoresearch import atomic, guard, report, timing
+from autoresearch import atomic, guard, report
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import Exhausted, UserError
-from autoresearch.grader import memory_gb, printed_summary
-from autoresearch.interfaces import Session
-from autoresearch.proposing import Answer, Desk
-from autoresearch.records import (
-    Campaign,
+from autoresearch.events import (
     CampaignStarted,
-    Crash,
-    Decision,
-    Graded,
-    Invalid,
-    Proposal,
+    Confirmation,
     ProposalRefused,
     RunEnded,
-    RunRequest,
-    RunResult,
-    RunStarted,
-    Score,
-    Status,
     Stopped,
-    Trial,
     TrialProposed,
     Verdict,
 )
+from autoresearch.ledger import CONTROL
+from autoresearch.proposing import Answer, Desk
+from autoresearch.records import Decision, Proposal, Purpose, Status
+from autoresearch.running import FIRST_SEED, run_once
 from autoresearch.stages import Stages
 from autoresearch.trial import ENTRY
 
-FIRST_SEED = 42
 FREE_REFUSALS = 3
 REASON_LENGTH = 200  # characters
 
@@ -43,10 +33,15 @@ REASON_LENGTH = 200  # characters
 # ---------------------------------------------------------------- the loop
 
 
-def run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None]) -> str:
-    """Run trials on a campaign, new or begun, until `enough(trials made)` gives a reason; returns the reason."""
+def run_campaign(
+    stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool] = lambda: False
+) -> str:
+    """Run trials on a campaign, new or begun, until `enough(trials made)` gives a reason; returns the reason.
+
+    What was kept is then confirmed, unless there is a hurry.
+    """
     with recorded_stop(stages, tag):
-        reason = _run_campaign(stages, tag, enough)
+        reason = _run_campaign(stages, tag, enough, hurry)
     stages.record(Stopped(tag, reason))
     return reason
 
@@ -64,7 +59,7 @@ def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
         stages.executor.end_leftovers()
 
 
-def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None]) -> str:
+def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool]) -> str:
     begin(stages, tag)
     desk, made = Desk(stages), 0
 
@@ -73,6 +68,7 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None])
 
     while (reason := enough(made)) is None:
         stages.workspace.check_space(stages.min_free_gb)
+        confirm(stages, tag, over, asked=False)
         campaign = stages.campaign(tag)
         try:
             trial = next_trial(stages, campaign, desk, over)
@@ -88,6 +84,7 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None])
         run_trial(stages, campaign, trial)
         made += campaign.incumbent is not None
     desk.leave(stages.campaign(tag))
+    confirm(stages, tag, hurry, asked=bool(stages.campaign(tag).untested))
     return reason
 
 
@@ -95,11 +92,41 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
     """Run a trial until the judge has decided it, and record the verdict."""
     while True:
         if trial.runs:
-            decision = stages.judge.decide(campaign.incumbent, trial)
+            decision = stages.judge.decide(campaign, trial)
             if not decision.rerun:
                 break
         trial = dataclasses.replace(trial, runs=(*trial.runs, run_once(stages, campaign, trial)))
     settle(stages, campaign, trial, decision)
+
+
+def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, *, asked: bool) -> None:
+    """Test on fresh seeds whether what was kept is really better, where that is due or `asked` for."""
+    while (step := stages.judge.confirmation(campaign := stages.campaign(tag), asked=asked)) and not stop():
+        if isinstance(step, Confirmation):
+            stages.record(step)
+            publish(stages, stages.campaign(tag))
+            return
+        trial = next(each for each in campaign.trials if each.number == step.trial)
+        run_once(stages, campaign, trial, Purpose.CONFIRM, step.seed)
+
+
+def confirm_now(stages: Stages, tag: str) -> Confirmation | None:
+    """Confirm what a campaign has kept so far; None where there is nothing to confirm."""
+    with recorded_stop(stages, tag):
+        begin(stages, tag)
+        before = len(stages.campaign(tag).confirmations)
+        confirm(stages, tag, asked=True)
+        made = stages.campaign(tag).confirmations
+        return made[-1] if len(made) > before else None
+
+
+def replay(stages: Stages, tag: str, number: int) -> RunEnded:
+    """Run a trial once more, on the seed of its first run."""
+    with recorded_stop(stages, tag):
+        begin(stages, tag)
+        campaign = stages.campaign(tag)
+        trial = next(each for each in campaign.trials if each.number == number)
+        return run_once(stages, campaign, trial, Purpose.REPLAY, trial.runs[0].seed if trial.runs else FIRST_SEED)
 
 
 def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | ProposalRefused | None]) -> Trial | None:
@@ -124,6 +151,7 @@ def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | Prop
             return None
         trial = commit(stages, campaign, answer)
         run_trial(stages, campaign, trial)
+        confirm(stages, tag, asked=False)
         return stages.campaign(tag).trials[-1]
 
 
@@ -220,94 +248,10 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         repairs=proposal.repairs,
         stale=answer.stale,
         skeleton=guard.skeleton(texts)[0],
+        nodes=guard.size(texts),
     )
     stages.record(proposed)
     return Trial(proposed)
-
-
-def run_once(stages: Stages, campaign: Campaign, trial: Trial) -> RunEnded:
-    """Execute and grade one run of a trial, on the next seed."""
-    run, commit = len(trial.runs), trial.proposed.commit
-    request = RunRequest(
-        run_id=f"{trial.number:04d}/run{run}",
-        commit=commit,
-        files=stages.workspace.files(commit),
-        seed=FIRST_SEED + run,
-        budget_seconds=stages.budget_seconds,
-        deadline_seconds=stages.deadline_seconds,
-        editable=stages.editable,
-        baseline=commit == campaign.started.base,
-    )
-    stages.record(RunStarted(trial.number, run, request.seed))
-    unfinished = unscored(stages, trial, request)
-
-    def would_keep(score: Score) -> bool:
-        scored = dataclasses.replace(trial, runs=(*trial.runs, dataclasses.replace(unfinished, score=score)))
-        return stages.judge.decide(campaign.incumbent, scored).status is Status.KEEP
-
-    session = stages.grader.session(request, would_keep)
-    result = stages.executor.run(request, lambda event: stages.progress(trial.number, event), session.serve)
-    ended = run_record(stages, campaign, unfinished, session, result)
-    stages.record(ended)
-    return ended
-
-
-def unscored(stages: Stages, trial: Trial, request: RunRequest) -> RunEnded:
-    """A run's record before there is anything to say of it."""
-    return RunEnded(
-        trial=trial.number,
-        run=len(trial.runs),
-        seed=request.seed,
-        commit=request.commit,
-        score=None,
-        crash=None,
-        exit_code=None,
-        wall_seconds=0.0,
-        startup_seconds=None,
-        training_seconds=None,
-        memory_gb=None,
-        summary={},
-        environment={},
-        frozen_sha256=stages.frozen_sha256(request.files),
-        log="",
-        curve="",
-    )
-
-
-def run_record(
-    stages: Stages, campaign: Campaign, unfinished: RunEnded, session: Session, result: RunResult
-) -> RunEnded:
-    """The record of a run that has ended: what it is worth, unless its time or a frozen file says otherwise."""
-    outcome, clock, summary = session.outcome(result), session.clock(result), printed_summary(result.log_tail)
-    graded = outcome if isinstance(outcome, Graded) else None
-    invalid = outcome.reason if isinstance(outcome, Invalid) else None
-    if graded:
-        baseline = campaign.trials[0].runs[:1] if campaign.trials else ()
-        changed = f"it changed {', '.join(result.tampered)}, which no trial may" if result.tampered else None
-        invalid = changed or timing.void(
-            clock,
-            budget_seconds=stages.budget_seconds,
-            startup_seconds=stages.startup_seconds,
-            steps=result.steps,
-            baseline_first_answer=baseline[0].first_logits_seconds if baseline else None,
-        )
-    return dataclasses.replace(
-        unfinished,
-        score=graded.score if graded else None,
-        holdout=graded.holdout if graded and not invalid else None,
-        crash=outcome if isinstance(outcome, Crash) else None,
-        invalid=invalid,
-        exit_code=result.exit_code,
-        wall_seconds=result.wall_seconds,
-        startup_seconds=clock.first_batch,
-        training_seconds=timing.training_seconds(clock),
-        first_logits_seconds=timing.first_answer_seconds(clock),
-        memory_gb=memory_gb(summary),
-        summary=summary,
-        environment=session.environment(result),
-        log=stages.workspace.relative(result.log_path),
-        curve=stages.workspace.relative(result.curve_path),
-    )
 
 
 def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:
@@ -319,7 +263,18 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
     kept = decision.status is Status.KEEP
     standing = campaign.incumbent.proposed.commit if campaign.incumbent else campaign.started.base
     incumbent = trial.proposed.commit if kept else standing
-    stages.record(Verdict(trial.number, decision.status, decision.reason, trial.val_bpb, trial.memory_gb, incumbent))
+    stages.record(
+        Verdict(
+            trial=trial.number,
+            status=decision.status,
+            reason=decision.reason,
+            val_bpb=trial.val_bpb,
+            memory_gb=trial.memory_gb,
+            incumbent=incumbent,
+            estimate=decision.estimate,
+            simpler=decision.simpler,
+        )
+    )
     if not kept:
         stages.workspace.drop_checkpoints(trial.number)
     publish(stages, stages.campaign(campaign.tag))
@@ -337,7 +292,8 @@ def publish(stages: Stages, campaign: Campaign) -> None:
     base, best = campaign.started.base, campaign.incumbent
     known = {base, *(trial.proposed.commit for trial in campaign.trials)}
     stages.workspace.advance(campaign.tag, best.proposed.commit if best else base, known)
-    atomic.write(stages.workspace.results, report.to_tsv(report.rows(campaign)).encode())
+    if campaign.started.researcher != CONTROL:
+        atomic.write(stages.workspace.results, report.to_tsv(report.rows(campaign)).encode())
 
 
 def pause(stages: Stages, refusals: int, stop: Callable[[], bool]) -> None:

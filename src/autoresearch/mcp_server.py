@@ -238,9 +238,7 @@ class Bench:
 def serve(lab: Lab) -> None:
     """Serve the lab on standard input and output until the client closes its end; to be called in the main thread.
 
-    Raises:
-        UserError: the library for it is not installed.
-    """
+    Raises a UserError where the library for it is not installed."""
     try:
         import mcp.server.stdio  # noqa: F401
     except ImportError as error:
@@ -251,8 +249,10 @@ def serve(lab: Lab) -> None:
     def talk() -> None:
         try:
             asyncio.run(_talk(lab, bench))
-        except Exception as error:  # raised again below, in the main thread
-            failures.append(error)
+        except* BrokenPipeError:
+            pass  # the client left while it was being answered
+        except* Exception as errors:  # raised again below, in the main thread
+            failures.extend(errors.exceptions)
         finally:
             bench.work.put(None)
 

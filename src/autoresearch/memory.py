@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from autoresearch import guard, report
-from autoresearch.records import Proposal, Trial
+from autoresearch.campaign import Trial
+from autoresearch.records import Proposal
 
 Files = Mapping[str, str]
 

@@ -1,8 +1,23 @@
-"""Secret rows mixed among the scored ones, and what their answers tell of a model that looks ahead or remembers."""
+"""Secret rows mixed among the scored ones, and what their answers tell of a model that looks ahead or remembers.
+
+Rows asked again are to be answered as before. Rows that begin alike and go on otherwise (spliced at a position) are to
+be answered alike up to there, in four respects:
+
+- drift: no answer before the splice may change by more than repeats do.
+- gain: noise hides a change, but not its sign. A row's own next token may be no likelier where the row itself follows
+  than where another does: the mean of that difference is what a leak gains, and 0 for whatever sees the past alone.
+- surprise: a model that answers old beginnings from memory passes both. It does not know the token at the splice where
+  it was shown the other row first, however well it knows all others.
+- rest: it may look ahead without being compared after the splice of a row whose beginning it knows. That part may
+  take it no less than where the original came first.
+
+The last two compare parts of the text with others, so they find large leaks only.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +29,18 @@ Array = npt.NDArray[Any]
 
 NEAR = 8  # positions just before a splice that are compared, besides FAR random ones
 FAR = 16
+NAMES = ("repeated", *(f"{before} before" for before in range(1, NEAR + 1)), "far before")
+LONG = 4  # tokens after a splice, at least, for their mean to count
 # In nats, see `drift`; benchmarks/probes.py measures honest models and leaks against them.
 LARGEST = 0.5  # what rounding may do to one answer
 FLOOR = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 2e-3}  # mean of answers, where repeats agree exactly
 NOISIER = 8.0  # mean of answers before a splice against that of repeats
 NOISIEST = 0.03  # mean of repeats
-SURPRISE_ERRORS = 6.0  # standard errors
-LEAST_SURPRISES = 16
+GAIN = 1e-3  # mean of gains, besides so many
+GAIN_ERRORS = 5.0  # standard errors
+LARGEST_GAIN = 0.1  # what counts of one: rare large noise would hide a small leak at every token
+MEMORY_ERRORS = 6.0  # standard errors of surprises, and of the rest
+LEAST = 12  # of each that are compared by standard errors
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,17 @@ def drift(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return ((a.exp() - b.exp()) * (a - b)).sum(-1).clamp_min(0).sqrt()
 
 
+def gain(original: torch.Tensor, twin: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """How much likelier the original's next tokens (n) are by its own answer (n, V) than by its twin's, in nats."""
+    own, other = (answer.double().log_softmax(-1) for answer in (original, twin))
+    return (own - other).gather(-1, tokens[:, None].to(own.device))[:, 0].clamp(-LARGEST_GAIN, LARGEST_GAIN)
+
+
+def mean_and_error(samples: Sequence[float]) -> tuple[float, float]:
+    """Of independent samples: their mean, and its standard error."""
+    return float(np.mean(samples)), float(np.std(samples, ddof=1)) / len(samples) ** 0.5
+
+
 class Comparison:
     """Collects the answers to twins and their originals, and keeps no more of them than it compares."""
 
@@ -102,23 +133,47 @@ class Comparison:
             self.rows[twin.twin].append(number)
         self.waiting: dict[int, tuple[int, torch.Tensor, float]] = {}
         self.drifts: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self.gains: dict[str, list[float]] = defaultdict(list)
         self.surprises: list[float] = []
+        self.rests: dict[bool, list[float]] = defaultdict(list)  # by whether the twin came first
 
     def hear(self, row: int, batch: int, logits: torch.Tensor) -> None:
         """Take the answer (T, V) to a row, which came in the batch of this number."""
         for number in self.rows.get(row, ()):
             twin = self.plan.twins[number]
             answer = logits[torch.from_numpy(twin.compared)]
+            known = number in self.waiting and batch >= self.waiting[number][0] + 2  # it sees two batches at once
+            if twin.spliced and row == twin.original and known == (number in self.waiting):
+                self._rest(twin, logits, known=known)
             if number not in self.waiting:
                 self.waiting[number] = batch, answer, self._surprise(twin, row, answer)
                 continue
-            earlier, first, surprise = self.waiting.pop(number)
-            if surprise >= 0 and batch >= earlier + 2:
+            _, first, surprise = self.waiting.pop(number)
+            if surprise >= 0 and known:
                 self.surprises.append(surprise)
-            for position, far in zip(twin.compared.tolist(), drift(first, answer).tolist(), strict=True):
-                before = twin.position - position
-                kind = "repeated" if not twin.spliced else f"{before} before" if before <= NEAR else "far before"
-                self.drifts[kind].append((far, position))
+            self._compare(twin, *((answer, first) if row == twin.original else (first, answer)))
+
+    def _compare(self, twin: Twin, original: torch.Tensor, other: torch.Tensor) -> None:
+        before = twin.position - twin.compared
+        far = drift(original, other).cpu().numpy()
+        kinds = np.where(before <= NEAR, before, NEAR + 1) if twin.spliced else 0 * before
+        for kind, change, position in zip(kinds.tolist(), far.tolist(), twin.compared.tolist(), strict=True):
+            self.drifts[NAMES[kind]].append((change, position))
+        if twin.spliced:
+            tokens = torch.from_numpy(self.plan.asked[twin.original, twin.compared + 1])
+            gains = gain(original, other, tokens).cpu().numpy()
+            counted = self.counted[twin.original, twin.compared + 1]
+            for kind in np.unique(kinds[counted]).tolist():  # noise may be a row's: each gives one sample
+                self.gains[NAMES[kind]].append(float(gains[counted & (kinds == kind)].mean()))
+
+    def _rest(self, twin: Twin, logits: torch.Tensor, *, known: bool) -> None:
+        """Note what the original's tokens after the splice take."""
+        tokens = self.plan.asked[twin.original, twin.position + 1 :]
+        counted = self.counted[twin.original, twin.position + 1 : twin.position + 1 + len(tokens)]
+        if counted.sum() >= LONG:
+            answers, wanted = logits[twin.position : -1].float(), torch.from_numpy(tokens).to(logits.device)
+            nats = torch.nn.functional.cross_entropy(answers, wanted, reduction="none").cpu().numpy()
+            self.rests[known].append(float(nats[counted].mean()))
 
     def _surprise(self, twin: Twin, row: int, answer: torch.Tensor) -> float:
         """Nats for the original's token at the splice, of a model that was not shown it yet; -1 where it was."""
@@ -136,23 +191,36 @@ class Comparison:
                 f"a row asked again is answered otherwise (by {max(repeated):.3g} nats): the model keeps state between "
                 "calls, or mixes the rows of a batch"
             )
+        return self._leak(dtype, noise) or self._memory(mean_nats)
+
+    def _leak(self, dtype: str, noise: float) -> str | None:
         for kind, drifts in self.drifts.items():
             far, position = max(drifts)
             mean = float(np.mean([far for far, _ in drifts]))
             if kind != "repeated" and (far > LARGEST or mean > FLOOR[dtype] + NOISIER * noise):
                 sees = "the model sees the future"
                 return f"position {position} changes when a later token does (by {far:.3g} nats): {sees}"
-        return self._memory(mean_nats)
+        for kind, gains in self.gains.items():
+            if len(gains) < LEAST:
+                continue
+            mean, error = mean_and_error(gains)
+            if mean > GAIN + GAIN_ERRORS * error:
+                return (
+                    f"tokens are likelier (by {mean:.2g} nats or more, {mean / max(error, 1e-9):.0f} standard errors) "
+                    f"where the true row goes on, {kind} that shows: the model sees the future"
+                )
+        return None
 
     def _memory(self, mean_nats: float) -> str | None:
         """A model that knows a token only after it was shown it, and answers old prefixes as before, tells by this."""
-        if len(self.surprises) < LEAST_SURPRISES:
-            return None
-        found = float(np.mean(self.surprises))
-        error = float(np.std(self.surprises, ddof=1)) / len(self.surprises) ** 0.5
-        if found - mean_nats <= SURPRISE_ERRORS * error:
-            return None
-        return (
-            f"tokens that it was not shown yet take {found:.2f} nats on average, and all others {mean_nats:.2f}: the "
-            "model sees the future and remembers what it answered"
-        )
+        remembers = "the model sees the future and remembers what it answered"
+        if len(self.surprises) >= LEAST:
+            found, error = mean_and_error(self.surprises)
+            if found - mean_nats > MEMORY_ERRORS * error:
+                others = f"and all others {mean_nats:.2f}"
+                return f"tokens that it was not shown yet take {found:.2f} nats on average, {others}: {remembers}"
+        if min(len(self.rests[False]), len(self.rests[True])) >= LEAST:
+            (new, one), (old, other) = (mean_and_error(self.rests[known]) for known in (False, True))
+            if new - old > MEMORY_ERRORS * float(np.hypot(one, other)):
+                return f"rows whose beginning it saw before take {old:.2f} nats after it, others {new:.2f}: {remembers}"
+        return None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from autoresearch import report
 from autoresearch.brief import Brief, Failure
-from autoresearch.records import Campaign, Status, Trial
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.records import Status
 
 SMALLEST = 4_000  # characters below which nothing sensible can be said
 FILES_LIMIT = 200_000  # characters of the editable files together; they are whole below it

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from autoresearch import guard, memory, report
 from autoresearch.brief import Brief, Failure
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import Exhausted, NoProposal
+from autoresearch.events import GuidanceGiven, ProposalRefused
 from autoresearch.interfaces import Researcher
-from autoresearch.records import Campaign, CrashKind, GuidanceGiven, Proposal, ProposalRefused, Status, Trial
+from autoresearch.records import CrashKind, Proposal, Status
 from autoresearch.stages import Stages
 
 POLL_SECONDS = 0.05

@@ -21,15 +21,16 @@ RESEARCHERS = {
     "aider": "autoresearch.researchers.command:AiderResearcher",
     "python": "autoresearch.researchers.python:PythonResearcher",
     "scripted": "autoresearch.researchers.scripted:ScriptedResearcher",
+    "noop": "autoresearch.researchers.noop:NoopResearcher",
 }
 # What a researcher tells of its spending, so that caps can be held; those of FREE spend nothing.
 COUNTED = {
     **dict.fromkeys(("llm", "llm+knobs", "claude", "opencode", "aider"), ("usd", "tokens")),
     **dict.fromkeys(("codex", "gemini"), ("tokens",)),
 }
-FREE = ("builtin", "python", "scripted")
+FREE = ("builtin", "python", "scripted", "noop")
 EXECUTORS = {"local": "autoresearch.executors.local:LocalExecutor"}
-JUDGES = {"greedy": "autoresearch.judge:GreedyJudge"}
+JUDGES = {"posterior": "autoresearch.judge:PosteriorJudge", "greedy": "autoresearch.judge:GreedyJudge"}
 
 
 def find(kind: str, table: Mapping[str, str], name: str) -> Any:

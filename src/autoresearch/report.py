@@ -11,10 +11,11 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import UserError
-from autoresearch.records import Campaign, CrashKind, Score, Status, Trial
+from autoresearch.records import CrashKind, Score, Status
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 BASELINE = "baseline"
@@ -88,10 +89,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class Generalisation:
-    """The best's gain on the split that decides and on the one that nobody has seen; one run each, seeds left out."""
+    """The best's gain on the split that decides and on the one that nobody has seen.
+
+    Over so many fresh `seeds`; with 0, of the one run that it was kept by, so that seeds are left out of the margins.
+    """
 
     search: Gain
     holdout: Gain
+    seeds: int = 0
 
 
 # ---------------------------------------------------------------- text from elsewhere
@@ -124,9 +129,17 @@ def shorten(text: str, length: int) -> str:
 
 
 def rows(campaign: Campaign) -> tuple[Row, ...]:
-    """Return one row a finished trial, in order; the campaign's first is described as the baseline."""
-    first = campaign.trials[0].number if campaign.trials else 0
-    return tuple(row_of(trial, BASELINE if trial.number == first else None) for trial in campaign.finished)
+    """Return one row a finished trial, in order; the campaign's first is described as the baseline.
+
+    A keep that a confirmation took back is a discard.
+    """
+    first, gone = campaign.trials[0].number if campaign.trials else 0, campaign.taken_back
+    found = (row_of(trial, BASELINE if trial.number == first else None) for trial in campaign.finished)
+    return tuple(_taken_back(row) if row.number in gone else row for row in found)
+
+
+def _taken_back(row: Row) -> Row:
+    return replace(row, status=Status.DISCARD, description=f"{row.description} (kept at first, not confirmed)")
 
 
 def reason(trial: Trial) -> str:
@@ -282,8 +295,13 @@ def _gain(before: Score | None, after: Score | None) -> Gain:
 
 
 def of_campaign(campaign: Campaign) -> Report:
-    """Return the summary of a campaign's finished trials, with their pace."""
-    return summarise(rows(campaign), run_seconds(campaign))
+    """Return the summary of a campaign's finished trials, with their pace; its best is the incumbent."""
+    made, best = summarise(rows(campaign), run_seconds(campaign)), campaign.incumbent
+    if best is None or made.baseline is None or made.baseline.val_bpb is None or best.val_bpb is None:
+        return made
+    gain = made.baseline.val_bpb - best.val_bpb
+    row = replace(row_of(best), val_bpb=best.val_bpb)
+    return replace(made, best=row, gain=gain, gain_percent=100 * gain / made.baseline.val_bpb)
 
 
 def run_seconds(campaign: Campaign) -> float:

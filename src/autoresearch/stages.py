@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autoresearch.brief import Archive
+from autoresearch.campaign import Campaign
 from autoresearch.errors import UserError
+from autoresearch.events import Event
 from autoresearch.interfaces import Executor, Grader, Judge, Researcher
 from autoresearch.ledger import Ledger
-from autoresearch.records import Campaign, Event, RunEvent
+from autoresearch.records import RunEvent
 from autoresearch.workspace import Workspace
 
 
@@ -46,7 +48,7 @@ class Stages:
     """Everything that a campaign is made of.
 
     `program` and `guidance` read the person's texts afresh for each proposal; `prepare` makes the data of a commit's
-    files ready; `redact` takes keys out of a text.
+    files ready; `redact` takes keys out of a text. With `prune`, hopeless runs are ended early.
     """
 
     workspace: Workspace
@@ -63,6 +65,7 @@ class Stages:
     deadline_seconds: float
     startup_seconds: float
     min_free_gb: float
+    prune: bool
     program: Callable[[], str]
     guidance: Callable[[], str]
     redact: Callable[[str], str]

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch import interactive, report
+from autoresearch import interactive, report, standing
+from autoresearch.campaign import Campaign
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.errors import UserError
-from autoresearch.records import Campaign
 from autoresearch.views import terminal
 from autoresearch.workspace import Workspace
 
@@ -27,7 +27,8 @@ def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
         print_json(beside.status(tag))
         return
     campaign = beside.campaign(tag)
-    terminal.show_status(campaign, report.of_campaign(campaign), beside.workspace.is_locked(), Console())
+    running = beside.workspace.is_locked()
+    terminal.show_status(campaign, report.of_campaign(campaign), running, Console(), standing.of(campaign))
 
 
 def log(
@@ -84,13 +85,11 @@ def report_(
         workspace = Workspace.open(lab)
         campaign = interactive.Lab(workspace).campaign(tag)
         if as_json:
-            print_json(
-                {**dataclasses.asdict(report.of_campaign(campaign)), "generalisation": report.generalisation(campaign)}
-            )
+            print_json({**dataclasses.asdict(report.of_campaign(campaign)), "standing": standing.of(campaign)})
         else:
             show_report(workspace, campaign, Console())
         return
-    rows = _read_results(results)
+    rows = read_results(results)
     if as_json:
         print_json(report.summarise(rows))
     else:
@@ -113,10 +112,10 @@ def chart(
         campaign = interactive.Lab(workspace).campaign(tag)
         _draw(report.rows(campaign), output or workspace.chart, campaign.tag)
     else:
-        _draw(_read_results(results), output or results.with_name("progress.png"), results.name)
+        _draw(read_results(results), output or results.with_name("progress.png"), results.name)
 
 
-def _read_results(path: Path) -> tuple[report.Row, ...]:
+def read_results(path: Path) -> tuple[report.Row, ...]:
     try:
         return report.from_tsv(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +125,7 @@ def _read_results(path: Path) -> tuple[report.Row, ...]:
 def show_report(workspace: Workspace, campaign: Campaign | None, console: Console) -> None:
     if campaign is None or not campaign.finished:
         return
-    terminal.show_report(report.of_campaign(campaign), console, campaign.started, report.generalisation(campaign))
+    terminal.show_report(report.of_campaign(campaign), console, campaign.started, standing.of(campaign))
     _draw(report.rows(campaign), workspace.chart, campaign.tag)
 
 

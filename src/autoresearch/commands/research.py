@@ -47,7 +47,7 @@ def run(
             stopping.interrupts(console.print) as interrupted,
         ):
             stages = compose.compose(workspace, ledger, settings, tag, view.event, view.progress)
-            run_campaign(stages, tag, stopping.enough(trials, hours, interrupted))
+            run_campaign(stages, tag, stopping.enough(trials, hours, interrupted), interrupted)
         show_report(workspace, ledger.campaign(tag), console)
 
 

@@ -9,6 +9,7 @@ import ctypes
 import gc
 import importlib.util
 import math
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -219,8 +220,8 @@ ATTENTIONS: dict[str, tuple[AttentionFactory, ...]] = {
 
 def check_attention(attend: Attention, length: int, window: int, device: torch.device, dtype: torch.dtype) -> None:
     """Run forward and backward and compare with PyTorch in float32; ArithmeticError where they differ."""
-    random = torch.Generator().manual_seed(0)
-    q, k, v, dy = (torch.randn(1, length, 2, HEAD_DIM, generator=random).to(device, dtype) for _ in range(4))
+    drawn = torch.Generator().manual_seed(0)
+    q, k, v, dy = (torch.randn(1, length, 2, HEAD_DIM, generator=drawn).to(device, dtype) for _ in range(4))
     inputs, exact = [x.requires_grad_() for x in (q, k, v)], [x.float().detach().requires_grad_() for x in (q, k, v)]
     y = attend(q, k, v, window)
     expected = masked_attention(length, (window,), device)(exact[0], exact[1], exact[2], window)
@@ -623,8 +624,8 @@ def mfu_percent(model: GPT, tokens: int, seconds: float, device: torch.device) -
 
 
 def main() -> None:
-    torch.manual_seed(SEED)
-    np.random.seed(SEED)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(SEED)  # the program's: to change seeds alone is no trial
     torch.set_float32_matmul_precision("high")
     keep_freed_memory()
     device, tokenizer = detect_device(), Tokenizer.from_directory()

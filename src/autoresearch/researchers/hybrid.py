@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from autoresearch import guard, memory
 from autoresearch.brief import Brief, Failure
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.interfaces import Kit, Researcher
 from autoresearch.prompt import outcomes
-from autoresearch.records import Campaign, Proposal, Status, Trial
+from autoresearch.records import Proposal, Status
 from autoresearch.researchers.dialogue.reply import Knob
 from autoresearch.researchers.llm import LlmResearcher
 from autoresearch.researchers.search import constants

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from autoresearch.records import CampaignStarted, Status
+from autoresearch.events import CampaignStarted
+from autoresearch.records import Status
 from autoresearch.report import Row, one_line
 
 COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}

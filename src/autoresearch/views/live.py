@@ -18,20 +18,19 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from autoresearch.records import (
-    Campaign,
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.events import (
     CampaignStarted,
+    Confirmation,
     Event,
     ProposalRefused,
     RunEnded,
-    RunEvent,
     RunStarted,
-    Status,
     Stopped,
-    Trial,
     TrialProposed,
     Verdict,
 )
+from autoresearch.records import Outcome, Purpose, RunEvent, Status
 from autoresearch.report import Row, one_line, plain, row_of, shorten
 from autoresearch.views.lines import label, say, set_up, verdict_line
 
@@ -99,6 +98,7 @@ class LiveView:
         self._trials = {trial.number: trial for trial in campaign.trials} if campaign else {}
         incumbent = campaign.incumbent if campaign else None
         self._best = incumbent.val_bpb if incumbent else None
+        self._kept = {trial.number: trial.val_bpb for trial in campaign.kept} if campaign else {}
         self._researcher = campaign.started.researcher if campaign else ""
         self._refused = ""  # the researcher whose last proposal failed
 
@@ -139,6 +139,11 @@ class LiveView:
                 self._end(event)
             case Verdict():
                 self._decide(event)
+            case Confirmation():
+                style = {Outcome.CONFIRMED: "green", Outcome.REFUTED: "red"}.get(event.outcome, "yellow")
+                self._work = None
+                self._tell(label("", f"#{event.trial} {event.reason}", style))
+                self._best = self._kept.get(event.incumbent, self._best)
             case Stopped():
                 self._work = None
                 self._tell(label("stopped", event.reason, "bold"))
@@ -155,9 +160,11 @@ class LiveView:
         return Work(trial, one_line(known.proposed.idea) if known else "", self._clock())
 
     def _start(self, event: RunStarted) -> None:
-        self._work = self._begin(event.trial)
+        again = "" if event.purpose is Purpose.TRIAL else f" again, to {event.purpose.value}"
+        work = self._begin(event.trial)
+        self._work = replace(work, idea=f"{again.strip()}: {work.idea}" if again else work.idea)
         if not self._on_terminal:
-            self._tell(Text(f"#{event.trial:<3} starts, seed {event.seed}: {self._work.idea}"))
+            self._tell(Text(f"#{event.trial:<3} starts{again}, seed {event.seed}: {work.idea}"))
         elif self._live is None:
             # Not before the first run: until then prepare.py writes its own lines to the terminal.
             self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
@@ -182,7 +189,7 @@ class LiveView:
         if known and event.status is Status.CRASH:
             self._tell_frame(known)
         if event.status is Status.KEEP:
-            self._best = event.val_bpb
+            self._best = self._kept[event.trial] = event.val_bpb
 
     def _tell_frame(self, trial: Trial) -> None:
         """Say where in the code it crashed, if a traceback tells."""

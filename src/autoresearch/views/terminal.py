@@ -13,9 +13,12 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.doctor import Check
-from autoresearch.records import Campaign, CampaignStarted, RunEnded, Status, Trial
-from autoresearch.report import Gain, Generalisation, Report, Row, Step, one_line, plain, reason
+from autoresearch.events import CampaignStarted, RunEnded
+from autoresearch.records import Status
+from autoresearch.report import Gain, Report, Row, Step, one_line, plain, reason
+from autoresearch.standing import Standing
 from autoresearch.views.lines import COLOURS, LABEL_WIDTH, label, say, set_up
 from autoresearch.views.live import LiveView
 
@@ -37,13 +40,15 @@ def show_check(check: Check, console: Console) -> None:
     say(console, line)
 
 
-def show_status(campaign: Campaign, report: Report, running: bool, console: Console) -> None:
+def show_status(
+    campaign: Campaign, report: Report, running: bool, console: Console, standing: Standing | None = None
+) -> None:
     """Where the campaign stands, in a few lines; `running` tells whether a loop holds the lab."""
     started = campaign.started
     under_way = next((trial for trial in campaign.trials if trial.verdict is None), None)
     loop = "at work" if running else "not running: go on with `autoresearch run`"
     say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{campaign.tag}"))
-    say(console, label("set-up", set_up(started)), *_counts(report))
+    say(console, label("set-up", set_up(started)), *_counts(report), *standing_lines(standing))
     if under_way:
         say(console, label("under way", f"#{under_way.number} {under_way.proposed.idea}"))
     if campaign.tokens or campaign.refused:
@@ -174,15 +179,17 @@ def show_report(
     report: Report,
     console: Console,
     started: CampaignStarted | None = None,
-    generalisation: Generalisation | None = None,
+    standing: Standing | None = None,
 ) -> None:
     """The campaign summed up: its set-up if known, counts, baseline and best, biggest keeps, near misses, crashes."""
     if started:
         say(console, label("set-up", set_up(started)))
-    say(console, *_counts(report))
-    if generalisation:
-        gains = f"search {_gain(generalisation.search)}, sealed holdout {_gain(generalisation.holdout)}"
-        say(console, label("gain", f"{gains} (95 % over the text, not over seeds)"))
+    say(console, *_counts(report), *standing_lines(standing))
+    if standing and standing.generalisation:
+        found = standing.generalisation
+        over = f"over {found.seeds} fresh seeds" if found.seeds else "over the text, not over seeds"
+        gains = f"search {_gain(found.search)}, sealed holdout {_gain(found.holdout)}"
+        say(console, label("gain", f"{gains} (95 % {over})"))
     if report.crash_kinds:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.crash_kinds.items())
         say(console, label("crashes", kinds, "red"))
@@ -192,6 +199,31 @@ def show_report(
 
 def _gain(gain: Gain) -> str:
     return f"{-gain.bpb:+.4f}" + (f" ± {gain.margin:.4f}" if gain.margin is not None else "")
+
+
+def standing_lines(standing: Standing | None) -> list[Text]:
+    """What of it is confirmed, and how much luck there may be in the rest."""
+    if standing is None:
+        return []
+    lines = []
+    if best := standing.best:
+        how = f"mean of {best.runs} runs that it was not chosen by" if best.runs else "believed, not run again yet"
+        lines.append(label("measured", f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({how})"))
+    lines.append(label("claim", standing.claim or "nothing is confirmed yet", "green" if standing.claim else ""))
+    if standing.provisional:
+        count = len(standing.provisional)
+        keeps = f"{count} keep{'s' if count > 1 else ''} since"
+        lines.append(label("provisional", f"{keeps}, last #{standing.provisional[-1]}", "yellow"))
+    lines.append(label("false keeps", f"{standing.false_keeps:.1f} expected among the keeps it is made of"))
+    low, high = standing.sigma_interval
+    noise = f"{standing.sigma:.4f} a run (95 %: {low:.4f} to {high:.4f}, {standing.freedom} degrees of freedom)"
+    lines.append(label("noise", noise))
+    if standing.advice:
+        lines.append(label("", standing.advice, "yellow"))
+    if pruned := standing.pruning:
+        wrong = f"{pruned.false_kills} of {pruned.spared} that were let finish were kept"
+        lines.append(label("pruned", f"{pruned.runs} runs, {pruned.saved_seconds / 60:.1f} min saved; {wrong}"))
+    return lines
 
 
 def _counts(report: Report) -> list[Text]:

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoresearch.records import Campaign, Scalar, Status, Trial
+from autoresearch.campaign import Campaign, Trial
+from autoresearch.records import Scalar, Status
 from autoresearch.researchers.search import constants
 from autoresearch.researchers.search.constants import Constant
 
