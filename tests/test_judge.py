@@ -189,15 +189,38 @@ def test_the_order_in_which_replicates_came_does_not_matter(
     assert JUDGE.decide(campaign, trial) == JUDGE.decide(dataclasses.replace(campaign, trials=elsewhere), mixed)
 
 
-@settings(max_examples=150)
-@given(campaigns(), RUNS, st.sampled_from(["mean", "again"]), st.integers(1, 5))
+def barely_kept(campaign: Campaign, runs: list[float]) -> list[float]:
+    """The runs, all moved by as much as makes them just good enough to be kept."""
+    low, high = 0.0, 2.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        keep = decide(campaign, *(score - middle for score in runs)).status is Status.KEEP
+        low, high = (low, middle) if keep else (middle, high)
+    return [score - high - 1e-9 for score in runs]
+
+
+@settings(max_examples=80)
+@given(campaigns(), RUNS, st.floats(0, 0.01), st.integers(1, 3))
 def test_more_evidence_of_the_same_kind_never_flips_a_keep(
-    campaign: Campaign, runs: list[float], kind: str, times: int
+    campaign: Campaign, runs: list[float], scatter: float, times: int
 ) -> None:
-    first = decide(campaign, *runs)
-    more = [math.fsum(runs) / len(runs)] * times if kind == "mean" else runs * times
-    if first.status is Status.KEEP:
-        assert decide(campaign, *runs, *more).status is Status.KEEP
+    """More runs on seeds that say nothing of their luck, about the value that the trial has shown."""
+    for enough in (barely_kept(campaign, runs), [score - 0.1 for score in runs]):
+        trial = candidate(campaign, len(campaign.trials), *enough)
+        if JUDGE.decide(campaign, trial).status is not Status.KEEP:
+            continue
+        shown = observed(trial, noise_of(campaign), campaign.trials[0]).mean - 1e-9
+        more = [a_run(shown + (-1) ** n * scatter, 500 + n) for n in range(2 * times)]
+        assert decide(campaign, *trial.runs, *more).status is Status.KEEP
+
+
+def test_a_run_on_a_seed_of_unknown_luck_does_not_make_a_trial_less_sure() -> None:
+    campaign = a_campaign(a_trial(0, 1.002, 1.0, 0.998, status=Status.KEEP))
+    level = dataclasses.replace(noise_of(campaign), shared=0.99)
+    few, more = (
+        observed(a_trial(1, *runs), level, campaign.trials[0]) for runs in ((1.0, 1.0), (1.0, 1.0, a_run(1.0, 500)))
+    )
+    assert more.variance < few.variance
 
 
 @given(campaigns(), RUNS)

@@ -74,7 +74,7 @@ class Config(BaseModel):
     advance: float = Field(default=0.75, ge=0.5, lt=1)
     error_rate: float = Field(default=0.05, gt=0, lt=0.5)
     smallest_effect: float = Field(default=0.0002, ge=0)
-    confirm_every: int = Field(default=10, ge=1)
+    confirm_every: int = Field(default=20, ge=1)
     refuted: Literal["rewind", "ablate"] = "rewind"
     max_runs: int = Field(default=3, ge=1)
     baseline_seeds: int = Field(default=3, ge=1)

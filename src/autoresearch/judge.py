@@ -195,13 +195,14 @@ def believed(campaign: Campaign, level: Noise) -> Beliefs:
 
 def observed(trial: Trial, level: Noise, baseline: Trial) -> Observation:
     """A trial's runs as one observation, less what its seeds did to the baseline, as far as programs share that."""
-    parent = None if trial.number == baseline.number else trial.proposed.parent
-    runs = trial.evidence
-    mean, variance = math.fsum(trial.scores) / len(runs), level.sigma**2 / len(runs)
-    if parent is not None and level.shared and len(baseline.scores) > 1:
-        usual = math.fsum(baseline.scores) / len(baseline.scores)
-        known = dict(baseline.evidence)
-        lucky = [level.shared * (known[seed] - usual) for seed, _ in runs if seed in known]
-        mean -= math.fsum(lucky) / len(runs)
-        variance *= 1 - level.shared**2 * len(lucky) / len(runs)
-    return Observation(trial.proposed.commit, parent, mean, variance)
+    if trial.number == baseline.number or not level.shared or len(baseline.scores) < 2:
+        parent = None if trial.number == baseline.number else trial.proposed.parent
+        count = len(trial.scores)
+        return Observation(trial.proposed.commit, parent, math.fsum(trial.scores) / count, level.sigma**2 / count)
+    usual, known = math.fsum(baseline.scores) / len(baseline.scores), dict(baseline.evidence)
+    # A run whose luck is known in part is worth more than one on a seed that the baseline did not have.
+    worth = [1 / (1 - level.shared**2) if seed in known else 1.0 for seed, _ in trial.evidence]
+    fair = [score - level.shared * (known.get(seed, usual) - usual) for seed, score in trial.evidence]
+    total = math.fsum(worth)
+    mean = math.fsum(each * score for each, score in zip(worth, fair, strict=True)) / total
+    return Observation(trial.proposed.commit, trial.proposed.parent, mean, level.sigma**2 / total)

@@ -113,8 +113,7 @@ def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, 
 def confirm_now(stages: Stages, tag: str) -> Confirmation | None:
     """Confirm what a campaign has kept so far; None where there is nothing to confirm."""
     with recorded_stop(stages, tag):
-        begin(stages, tag)
-        before = len(stages.campaign(tag).confirmations)
+        before = len(caught_up(stages, tag).confirmations)
         confirm(stages, tag, asked=True)
         made = stages.campaign(tag).confirmations
         return made[-1] if len(made) > before else None
@@ -123,8 +122,7 @@ def confirm_now(stages: Stages, tag: str) -> Confirmation | None:
 def replay(stages: Stages, tag: str, number: int) -> RunEnded:
     """Run a trial once more, on the seed of its first run."""
     with recorded_stop(stages, tag):
-        begin(stages, tag)
-        campaign = stages.campaign(tag)
+        campaign = caught_up(stages, tag)
         trial = next(each for each in campaign.trials if each.number == number)
         return run_once(stages, campaign, trial, Purpose.REPLAY, trial.runs[0].seed if trial.runs else FIRST_SEED)
 
@@ -138,11 +136,7 @@ def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | Prop
         UserError: the proposal is refused, and why.
     """
     with recorded_stop(stages, tag):
-        begin(stages, tag, dirty=stages.editable)
-        stages.workspace.check_space(stages.min_free_gb)
-        while trial := unfinished(stages, stages.campaign(tag)):
-            run_trial(stages, stages.campaign(tag), trial)
-        campaign = stages.campaign(tag)
+        campaign = caught_up(stages, tag, dirty=stages.editable)
         answer = write(campaign)
         if isinstance(answer, ProposalRefused):
             stages.record(answer)
@@ -156,6 +150,15 @@ def try_once(stages: Stages, tag: str, write: Callable[[Campaign], Answer | Prop
 
 
 # ---------------------------------------------------------------- its steps
+
+
+def caught_up(stages: Stages, tag: str, dirty: Collection[str] = ()) -> Campaign:
+    """The campaign, begun or taken up, once its baseline and any trial that was cut short have their verdicts."""
+    begin(stages, tag, dirty)
+    stages.workspace.check_space(stages.min_free_gb)
+    while trial := unfinished(stages, stages.campaign(tag)):
+        run_trial(stages, stages.campaign(tag), trial)
+    return stages.campaign(tag)
 
 
 def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
