@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ from autoresearch.researchers.scripted import ScriptedResearcher
 from autoresearch.sandbox import Nothing
 from autoresearch.stages import Policy, Stages
 from autoresearch.workspace import Workspace
+
+
+# Under nohup, or in a shell's background, these are ignored, and all that the tests start would inherit that.
+for _name in ("SIGHUP", "SIGINT", "SIGQUIT"):
+    if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -295,12 +295,16 @@ def _gain(before: Score | None, after: Score | None) -> Gain:
 
 
 def of_campaign(campaign: Campaign) -> Report:
-    """Return the summary of a campaign's finished trials, with their pace; its best is the incumbent."""
+    """Return the summary of a campaign's finished trials, with their pace.
+
+    Its best is the incumbent, by the mean of the runs that it was not chosen by, where there are any.
+    """
     made, best = summarise(rows(campaign), run_seconds(campaign)), campaign.incumbent
-    if best is None or made.baseline is None or made.baseline.val_bpb is None or best.val_bpb is None:
+    if best is None or not best.scores or made.baseline is None or made.baseline.val_bpb is None:
         return made
-    gain = made.baseline.val_bpb - best.val_bpb
-    row = replace(row_of(best), val_bpb=best.val_bpb)
+    value = statistics.fmean(best.unchosen or best.scores)
+    gain = made.baseline.val_bpb - value
+    row = replace(row_of(best), val_bpb=value)
     return replace(made, best=row, gain=gain, gain_percent=100 * gain / made.baseline.val_bpb)
 
 

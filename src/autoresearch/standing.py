@@ -14,7 +14,7 @@ from autoresearch import confirming, judge, report
 from autoresearch.campaign import Campaign, Trial
 from autoresearch.events import RunEnded
 from autoresearch.noise import Noise
-from autoresearch.records import Outcome, Purpose
+from autoresearch.records import Outcome
 from autoresearch.report import Gain, Generalisation
 
 CONFIDENCE = 0.975  # quantile: intervals are two-sided, at 95 %
@@ -100,12 +100,7 @@ def _doubt(trial: Trial) -> float:
 
 def _measured(campaign: Campaign, trial: Trial, level: Noise) -> Measured:
     """The mean of the runs that it was not chosen by; all of a baseline's, which nobody chose."""
-    chosen = trial.number != campaign.trials[0].number
-    again = [
-        run.score.val_bpb
-        for run in trial.runs
-        if run.score and not run.invalid and not (chosen and run.purpose is Purpose.TRIAL)
-    ]
+    again = trial.scores if trial.number == campaign.trials[0].number else trial.unchosen
     bound = level.quantile(CONFIDENCE)
     if again:
         return Measured(trial.number, statistics.fmean(again), bound * level.sigma / math.sqrt(len(again)), len(again))
