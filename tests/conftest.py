@@ -23,7 +23,6 @@ from autoresearch.sandbox import Nothing
 from autoresearch.stages import Policy, Stages
 from autoresearch.workspace import Workspace
 
-
 # Under nohup, or in a shell's background, these are ignored, and all that the tests start would inherit that.
 for _name in ("SIGHUP", "SIGINT", "SIGQUIT"):
     if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
