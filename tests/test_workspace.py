@@ -97,3 +97,15 @@ def test_a_second_holder_of_the_lock_is_refused_with_the_first_ones_process(lab:
     holder.communicate()
     with workspace.lock():
         pass
+
+
+def test_the_weights_of_one_run_are_dropped_or_of_all(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    weights = [workspace.trial_directory(3) / f"run{run}" / "checkpoint.safetensors" for run in (0, 1, 10)]
+    for path in weights:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights")
+    workspace.drop_checkpoints(3, run=1)
+    assert [path.exists() for path in weights] == [True, False, True]
+    workspace.drop_checkpoints(3)
+    assert [path.exists() for path in weights] == [False, False, False]

@@ -49,6 +49,8 @@ def run_once(
     result = stages.executor.run(request, listener, session.serve)
     ended = listener.marked(run_record(stages, campaign, unfinished, session, result))
     stages.record(ended)
+    if purpose is not Purpose.TRIAL:
+        stages.workspace.drop_checkpoints(trial.number, run)  # those of the run that it was kept by are enough
     return ended
 
 

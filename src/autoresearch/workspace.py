@@ -216,9 +216,10 @@ class Workspace:
     def trial_directory(self, trial: int) -> Path:
         return self.trials / f"{trial:04d}"
 
-    def drop_checkpoints(self, trial: int) -> None:
-        """Remove the weights of a trial that was not kept, whatever its run has made of their names."""
-        for path in self.trial_directory(trial).glob(f"run*/{Path(CHECKPOINT).stem}.*"):
+    def drop_checkpoints(self, trial: int, run: int | None = None) -> None:
+        """Remove the weights of a trial, or of one run of it, whatever that has made of their names."""
+        which = "*" if run is None else run
+        for path in self.trial_directory(trial).glob(f"run{which}/{Path(CHECKPOINT).stem}.*"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -26,7 +26,8 @@ def run(
     """Do research until you stop it: propose, train, grade, keep or leave, and again.
 
     Goes on where the last run stopped, however it stopped. Ctrl-C once ends it after the trial under way,
-    twice at once. Your checkout is not touched: keeps are commits on the branch autoresearch/TAG.
+    twice at once. Your checkout is not touched: keeps are commits on the branch autoresearch/TAG. At its end
+    (--trials, --hours) what was kept is confirmed on fresh seeds.
 
     Example: autoresearch run --lab my-lab --trials 8
     """
