@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoresearch.campaign import Campaign, Trial
 from autoresearch.events import Confirmation
-from autoresearch.records import Outcome, Purpose, Status
+from autoresearch.records import Outcome, Purpose, Score, Status
 from judged import a_campaign, a_run, a_trial, kept, with_run, with_trials
 
 
@@ -117,3 +117,11 @@ def test_memory_is_the_largest_peak_of_a_trial() -> None:
     trial = a_trial(0, a_run(1.0, memory_gb=2.0), a_run(1.0, memory_gb=3.0), a_run(1.0, memory_gb=None))
     assert trial.memory_gb == 3.0
     assert a_trial(0, a_run(1.0, memory_gb=None)).memory_gb is None
+
+
+def test_a_sealed_campaign_has_no_score_of_the_holdout() -> None:
+    campaign = with_run(kept(1.0, 0.9), 1, a_run(0.9, 1000, holdout=Score(0.8, 1.0, 1, 1)))
+    assert any(run.holdout for trial in campaign.trials for run in trial.runs)
+    sealed = campaign.sealed
+    assert not any(run.holdout for trial in sealed.trials for run in trial.runs)
+    assert [trial.scores for trial in sealed.trials] == [trial.scores for trial in campaign.trials]

@@ -132,9 +132,9 @@ def test_a_confirmation_that_was_cut_short_anywhere_goes_on_where_it_was() -> No
     assert judge.confirmation(campaign, asked=False) == whole.confirmations[-1]
 
 
-def test_runs_that_crash_are_not_asked_for_again_and_decide_nothing() -> None:
+def test_runs_that_crash_are_not_asked_for_again_and_what_always_crashes_is_refuted() -> None:
     after, wanted = confirmed_by(posterior_judge(), kept(1.0, 0.997), lambda trial, seed: None if trial else 1.0)
-    assert after.confirmations[-1].outcome is Outcome.UNDECIDED
+    assert after.confirmations[-1].outcome is Outcome.REFUTED
     assert after.confirmations[-1].contrasts[0].pairs == 0
     assert len(wanted) == 2 * LOOKS[-1]
 

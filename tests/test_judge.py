@@ -87,9 +87,11 @@ def test_a_baseline_that_crashed_is_not_run_on_but_one_score_is_enough_to_begin(
     assert decision.reason.endswith("by 1 seed")
 
 
-def test_an_invalid_baseline_is_invalid() -> None:
-    trial = a_trial(0, 1.0, a_run(1.0, invalid="it looked ahead"))
-    assert JUDGE.decide(a_campaign(), trial).status is Status.INVALID
+def test_an_invalid_baseline_is_invalid_and_one_void_run_of_it_is_left_out() -> None:
+    void = a_run(1.0, 43, invalid="it trained for too long")
+    assert JUDGE.decide(a_campaign(), a_trial(0, void)).status is Status.INVALID
+    decision = JUDGE.decide(a_campaign(), a_trial(0, 1.0, void))
+    assert (decision.status, decision.rerun) == (Status.KEEP, False)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -338,5 +340,5 @@ def test_fresh_runs_of_the_incumbent_count_when_the_next_candidate_is_judged() -
 
 
 def test_the_noise_is_that_of_all_replicates_of_the_campaign() -> None:
-    campaign = with_trials(kept(1.0), [a_trial(1, 1.1, 1.2, status=Status.DISCARD)])
+    campaign = with_trials(kept(1.0), [a_trial(1, 1.1, 1.101, status=Status.DISCARD)])
     assert measured(scored(campaign)).freedom == measured([campaign.trials[0]]).freedom + 1

@@ -103,3 +103,14 @@ def test_the_interval_of_the_noise_holds_it_as_often_as_it_says() -> None:
         low, high = Noise(sigma, 5).interval(0.9)
         held += low < 1 < high
     assert 0.86 * 500 < held < 0.94 * 500
+
+
+def test_one_program_that_diverged_on_a_seed_does_not_make_all_else_noise() -> None:
+    quiet = [(42, 1.500), (43, 1.504), (44, 1.497)]
+    alone = noise.pooled([quiet])
+    assert noise.pooled([quiet, [(42, 1.494), (43, 3.1)]]) == alone
+    assert noise.pooled([quiet, [(42, 1.494), (43, 1.510)]]).sigma > alone.sigma
+
+
+def test_a_lab_that_scores_nothing_has_some_noise_all_the_same() -> None:
+    assert noise.pooled([[(42, 0.0), (43, 0.0)]]).sigma > 0

@@ -35,6 +35,7 @@ def test_without_a_scored_baseline_there_is_none() -> None:
 def test_the_expected_number_of_false_keeps_is_the_sum_of_their_doubts() -> None:
     assert of(doubted(kept(1.0, 0.9, 0.8), 0.9, 0.75)).false_keeps == pytest.approx(0.35)
     assert of(kept(1.0)).false_keeps == 0
+    assert of(kept(1.0, 0.9)).false_keeps is None
 
 
 def test_the_best_is_measured_by_the_runs_that_it_was_not_chosen_by() -> None:

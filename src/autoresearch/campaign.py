@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autoresearch.events import CampaignStarted, Confirmation, ProposalRefused, RunEnded, TrialProposed, Verdict
@@ -54,6 +54,11 @@ class Trial:
         """The largest peak of its runs, in GiB."""
         peaks = [run.memory_gb for run in self.runs if run.memory_gb is not None]
         return max(peaks, default=None)
+
+    @property
+    def sealed(self) -> Trial:
+        """The same without the holdout's scores."""
+        return replace(self, runs=tuple(replace(run, holdout=None) for run in self.runs))
 
     @property
     def crash(self) -> Crash | None:
@@ -121,6 +126,11 @@ class Campaign:
         """The provisional keeps that no confirmation has looked at."""
         last = self.confirmations[-1].after if self.confirmations else -1
         return tuple(trial for trial in self.provisional if trial.number > last)
+
+    @property
+    def sealed(self) -> Campaign:
+        """The same without the holdout's scores, for whoever proposes."""
+        return replace(self, trials=tuple(trial.sealed for trial in self.trials))
 
     @property
     def spendings(self) -> tuple[TrialProposed | ProposalRefused, ...]:

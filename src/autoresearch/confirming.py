@@ -82,7 +82,8 @@ def _test(
             return Outcome.CONFIRMED, contrasts
         if any(each.gain < -each.margin for each in contrasts):
             return Outcome.REFUTED, contrasts
-    failed = any(each.pairs and each.gain <= 0 for each in contrasts)
+    silent = not any(run.score and not run.invalid for run in fresh(candidate))
+    failed = silent or any(each.pairs and each.gain <= 0 for each in contrasts)
     return Outcome.REFUTED if failed else Outcome.UNDECIDED, contrasts
 
 

@@ -77,7 +77,7 @@ class Lab:
         past = archive.of_lab(self.workspace, self.ledger, ())
         curve = past.curve(number)
         return {
-            **dataclasses.asdict(trial),
+            **dataclasses.asdict(trial.sealed),
             "val_bpb": trial.val_bpb,
             "memory_gb": trial.memory_gb,
             "patch": past.patch(number),
@@ -209,18 +209,23 @@ def _read(stages: Stages, path: str) -> str:
 
 
 def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
-    best = stages.campaign(tag).incumbent
+    campaign = stages.campaign(tag)
+    best = campaign.incumbent
     assert best is not None
     restore = f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
     if trial is None:
         after = "the working tree is the best version so far: change it, then `autoresearch try -m IDEA`"
         return {"tag": tag, "trial": None, "status": None, "val_bpb": None, "best": best.val_bpb, "next": after}
     assert trial.verdict is not None
+    verdict = trial.verdict
+    if trial.number in campaign.taken_back:
+        verdict = dataclasses.replace(verdict, status=Status.DISCARD, reason=campaign.confirmations[-1].reason)
+        trial = dataclasses.replace(trial, verdict=verdict)
     return {
         "tag": tag,
         "trial": trial.number,
-        "status": trial.verdict.status.value,
-        "reason": trial.verdict.reason,
+        "status": verdict.status.value,
+        "reason": verdict.reason,
         "val_bpb": trial.val_bpb,
         "best": best.val_bpb,
         "memory_gb": trial.memory_gb,

@@ -105,8 +105,9 @@ class PosteriorJudge:
         said = explained(estimate, self.terms.advance, needed)
         if estimate.probability > self.terms.advance:
             return Decision(Status.KEEP, f"kept, provisional: {said}", estimate=estimate)
-        if self._is_simpler(campaign.incumbent, candidate, gain, level):
-            return Decision(Status.KEEP, f"kept, simpler and no worse: {said}", estimate=estimate, simpler=True)
+        if (no_worse := self._no_worse(campaign.incumbent, candidate, gain, level)) > self.terms.advance:
+            kept = dataclasses.replace(estimate, probability=no_worse)
+            return Decision(Status.KEEP, f"kept, simpler: {self._explained_simpler(kept)}", estimate=kept, simpler=True)
         bar = Bar(needed, level.quantile(self.terms.advance))
         again = len(candidate.scores) < self.terms.max_runs and is_worth_a_run(parent, beliefs, seen, level, bar)
         return Decision(Status.DISCARD, f"not kept: {said}", rerun=again, estimate=estimate)
@@ -124,7 +125,7 @@ class PosteriorJudge:
     def _baseline(self, candidate: Trial) -> Decision:
         if len(candidate.runs) < self.terms.baseline_seeds and not (candidate.runs and unfit(candidate)):
             return dataclasses.replace(BASELINE, rerun=True)
-        if not candidate.scores or candidate.invalid:
+        if not candidate.scores:
             return unfit(candidate) or BASELINE
         sigma = measured([candidate]).sigma
         seeds = f"{len(candidate.scores)} seed{'s' * (len(candidate.scores) > 1)}"
@@ -143,14 +144,19 @@ class PosteriorJudge:
         free = max(self.terms.soft_memory_gb, incumbent.memory_gb or 0.0)
         return self.terms.memory_price * max(0.0, candidate.memory_gb - free)
 
-    def _is_simpler(self, incumbent: Trial, candidate: Trial, gain: Gaussian, level: Noise) -> bool:
-        """Whether it has less code and is no worse: a test of non-inferiority, by the posterior."""
+    def _no_worse(self, incumbent: Trial, candidate: Trial, gain: Gaussian, level: Noise) -> float:
+        """The probability that it is no worse by the smallest effect, with less code (non-inferiority), else 0."""
         before, after = incumbent.proposed.nodes, candidate.proposed.nodes
-        if not self.terms.simplicity or before is None or after is None or after >= before:
-            return False
-        if self._price(incumbent, candidate):
-            return False
-        return level.at_most((gain.mean + self.terms.smallest_effect) / gain.spread) > self.terms.advance
+        has_less = before is not None and after is not None and after < before
+        if not (self.terms.simplicity and has_less) or self._price(incumbent, candidate):
+            return 0.0
+        return level.at_most((gain.mean + self.terms.smallest_effect) / gain.spread)
+
+    def _explained_simpler(self, estimate: Estimate) -> str:
+        return (
+            f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P(no worse by {self.terms.smallest_effect:.4f}) "
+            f"{estimate.probability:.2f}, needs {self.terms.advance:.2f}"
+        )
 
 
 def is_worth_a_run(parent: Gaussian, beliefs: Beliefs, seen: Observation, level: Noise, bar: Bar) -> bool:

@@ -69,6 +69,8 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None],
     while (reason := enough(made)) is None:
         stages.workspace.check_space(stages.min_free_gb)
         confirm(stages, tag, over, asked=False)
+        if over():
+            continue
         campaign = stages.campaign(tag)
         try:
             trial = next_trial(stages, campaign, desk, over)
@@ -102,6 +104,7 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
 def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, *, asked: bool) -> None:
     """Test on fresh seeds whether what was kept is really better, where that is due or `asked` for."""
     while (step := stages.judge.confirmation(campaign := stages.campaign(tag), asked=asked)) and not stop():
+        stages.workspace.check_space(stages.min_free_gb)
         if isinstance(step, Confirmation):
             stages.record(step)
             publish(stages, stages.campaign(tag))
@@ -110,11 +113,11 @@ def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, 
         run_once(stages, campaign, trial, Purpose.CONFIRM, step.seed)
 
 
-def confirm_now(stages: Stages, tag: str) -> Confirmation | None:
-    """Confirm what a campaign has kept so far; None where there is nothing to confirm."""
+def confirm_now(stages: Stages, tag: str, stop: Callable[[], bool]) -> Confirmation | None:
+    """Confirm what a campaign has kept so far; None where there is nothing to confirm, or it was stopped."""
     with recorded_stop(stages, tag):
         before = len(caught_up(stages, tag).confirmations)
-        confirm(stages, tag, asked=True)
+        confirm(stages, tag, stop, asked=True)
         made = stages.campaign(tag).confirmations
         return made[-1] if len(made) > before else None
 

@@ -18,6 +18,8 @@ from typing import Any
 # 0.07 %, on two CPU cores by 0.4 %. It weighs little as soon as there are replicates: most of three seeds' own.
 PRIOR_SHARE = 0.001
 PRIOR_WEIGHT = 0.2  # degrees of freedom
+FARTHEST = 100.0  # times the usual variance: what scatters ten times as far is no noise, but a run that diverged
+LEAST = 1e-18  # variance, where a lab scores 0 and its prior with it
 SURE = 0.05  # error rate at which runs on one seed are found to have something in common
 
 
@@ -56,15 +58,13 @@ def pooled(programs: Iterable[Sequence[tuple[int, float]]]) -> Noise:
     groups = [runs for runs in programs if runs]
     if not groups:
         raise ValueError("there is no run to measure noise by")
-    squares, freedom = 0.0, 0
-    for runs in groups:
-        scores = [score for _, score in runs]
-        if len(scores) > 1:
-            squares += math.fsum((score - statistics.fmean(scores)) ** 2 for score in scores)
-            freedom += len(scores) - 1
+    spreads = [(statistics.variance(s for _, s in runs), len(runs) - 1) for runs in groups if len(runs) > 1]
+    usual = statistics.median_low(variance for variance, _ in spreads) if spreads else 0.0
+    spreads = [(variance, free) for variance, free in spreads if variance <= FARTHEST * usual or not usual]
+    squares, freedom = math.fsum(variance * free for variance, free in spreads), sum(free for _, free in spreads)
     prior = PRIOR_SHARE * abs(statistics.fmean(score for _, score in groups[0]))
     variance = (squares + PRIOR_WEIGHT * prior**2) / (freedom + PRIOR_WEIGHT)
-    return Noise(math.sqrt(variance), max(freedom, 1), shared([dict(runs) for runs in groups]))
+    return Noise(math.sqrt(max(variance, LEAST)), max(freedom, 1), shared([dict(runs) for runs in groups]))
 
 
 def shared(programs: Sequence[Mapping[int, float]]) -> float:

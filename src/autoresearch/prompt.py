@@ -6,6 +6,7 @@ Pure: records in, text out. It knows no model, no reply format and no tool.
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def files(brief: Brief, room: int) -> Iterator[str]:
 
 def standing(campaign: Campaign) -> str:
     """Baseline, best, counts, and a notice where nothing was kept for long."""
-    summary = report.summarise(report.rows(campaign))
+    summary = report.of_campaign(campaign)
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
     lines = [f"Each run trains for {campaign.started.budget_seconds:g} s of wall clock.", f"Trials so far: {counts}."]
     if summary.baseline and summary.best and summary.gain is not None:
@@ -128,10 +129,18 @@ def standing(campaign: Campaign) -> str:
             f"val_bpb: baseline {summary.baseline.val_bpb:.6f}, best {best.val_bpb:.6f} (trial {best.number}), "
             f"gain {summary.gain:.6f} ({summary.gain_percent or 0:.2f}%)."
         )
-    lines.append("The noise between seeds is not known: a very small difference may be luck.")
+    lines.append(luck(campaign))
     if notice := plateau(campaign):
         lines.append(notice)
     return "\n".join(lines)
+
+
+def luck(campaign: Campaign) -> str:
+    """How much another seed does, as far as the baseline's runs tell."""
+    scores = campaign.trials[0].scores if campaign.trials else ()
+    if len(scores) < 2:
+        return "The noise between seeds is not known: a very small difference may be luck."
+    return f"The baseline's runs on other seeds differ by {statistics.stdev(scores):.4f}: what is smaller may be luck."
 
 
 def plateau(campaign: Campaign) -> str:
@@ -187,7 +196,7 @@ def outcomes(campaign: Campaign) -> list[Outcome]:
         gain = None if best is None or bpb is None else best - bpb
         worse = gain is not None and best is not None and -gain > CLEARLY * best
         found.append(Outcome(trial, gain, worse))
-        if verdict.status is Status.KEEP and bpb is not None:
+        if verdict.status is Status.KEEP and bpb is not None and trial.number not in campaign.taken_back:
             best = bpb if best is None else min(best, bpb)
     return found[1:]
 

@@ -160,7 +160,7 @@ def brief(stages: Stages, campaign: Campaign, refusal: str | None = None, *, men
     return Brief(
         program=stages.program(),
         files=editable,
-        campaign=campaign,
+        campaign=campaign.sealed,
         refusal=refusal,
         frozen={path: text for path, text in files.items() if path not in editable},
         guidance=guidance,

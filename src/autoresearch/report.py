@@ -302,6 +302,8 @@ def of_campaign(campaign: Campaign) -> Report:
     made, best = summarise(rows(campaign), run_seconds(campaign)), campaign.incumbent
     if best is None or not best.scores or made.baseline is None or made.baseline.val_bpb is None:
         return made
+    if best.number == campaign.trials[0].number:
+        return replace(made, best=made.baseline, gain=0.0, gain_percent=0.0)
     value = statistics.fmean(best.unchosen or best.scores)
     gain = made.baseline.val_bpb - value
     row = replace(row_of(best), val_bpb=value)

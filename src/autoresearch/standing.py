@@ -49,12 +49,12 @@ class Pruning:
 class Standing:
     """`sigma` is the noise of one run in bits per byte, with its 95 % interval and degrees of freedom; `advice` says
     what to do where it is too large. `claim` is the last confirmation in words. `false_keeps` is how many of the
-    keeps that the incumbent is made of are expected to be none: the sum of 1 - P."""
+    keeps that the incumbent is made of are expected to be none: the sum of 1 - P, None where one has no P."""
 
     best: Measured | None
     claim: str | None
     provisional: tuple[int, ...]
-    false_keeps: float
+    false_keeps: float | None
     sigma: float
     sigma_interval: tuple[float, float]
     freedom: int
@@ -74,7 +74,7 @@ def of(campaign: Campaign) -> Standing | None:
         best=_measured(campaign, best, level),
         claim=claims[-1].reason if claims else None,
         provisional=tuple(trial.number for trial in campaign.provisional),
-        false_keeps=sum(_doubt(trial) for trial in campaign.lineage),
+        false_keeps=_false_keeps(campaign.lineage[1:]),
         sigma=level.sigma,
         sigma_interval=level.interval(),
         freedom=level.freedom,
@@ -93,9 +93,10 @@ def expected(campaign: Campaign, trial: Trial) -> tuple[float, float] | None:
     return statistics.fmean(trial.scores), level.quantile(CONFIDENCE) * error
 
 
-def _doubt(trial: Trial) -> float:
-    estimate = trial.verdict.estimate if trial.verdict else None
-    return 1 - estimate.probability if estimate else 0.0
+def _false_keeps(kept: Sequence[Trial]) -> float | None:
+    estimates = [trial.verdict.estimate for trial in kept if trial.verdict]
+    doubts = [1 - estimate.probability for estimate in estimates if estimate]
+    return sum(doubts) if len(doubts) == len(kept) else None
 
 
 def _measured(campaign: Campaign, trial: Trial, level: Noise) -> Measured:

@@ -56,9 +56,9 @@ def confirm(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
     Example: autoresearch confirm --lab my-lab
     """
     begun = interactive.Lab(Workspace.open(lab)).campaign(tag)
-    with at_work(lab, lambda *_: begun.tag) as (stages, name, _):
-        found = confirm_now(stages, name)
-        standing = standings.of(stages.campaign(name))
+    with at_work(lab, lambda *_: begun.tag) as (stages, name, interrupted):
+        found = confirm_now(stages, name, interrupted)
+        standing = standings.of(stages.campaign(name).sealed)
     if as_json:
         print_json({"confirmation": found, "standing": standing})
     else:

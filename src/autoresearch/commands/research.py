@@ -19,7 +19,10 @@ from autoresearch.workspace import Workspace
 def run(
     lab: Lab = HERE,
     trials: Annotated[int | None, typer.Option(min=1, help="Stop after that many more trials.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="Stop at the end of the trial then under way.")] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop at the end of the trial then under way; a confirmation may follow."),
+    ] = None,
     tag: Annotated[str | None, typer.Option(help="Campaign to begin or go on with (else the latest).")] = None,
     researcher: Annotated[str | None, typer.Option(help="Who proposes, in place of program.md's.")] = None,
 ) -> None:
@@ -43,6 +46,10 @@ def run(
         begun = ledger.campaign(tag)
         if begun and (told := compose.notice(begun, workspace)):
             print(told)
+        if begun and begun.started.judge != settings.judge:
+            print(
+                f"campaign {tag} was begun with the judge {begun.started.judge}, and {settings.judge} goes on with it"
+            )
         with (
             terminal.LiveView(console, begun) as view,
             stopping.interrupts(console.print) as interrupted,

@@ -214,7 +214,8 @@ def standing_lines(standing: Standing | None) -> list[Text]:
         count = len(standing.provisional)
         keeps = f"{count} keep{'s' if count > 1 else ''} since"
         lines.append(label("provisional", f"{keeps}, last #{standing.provisional[-1]}", "yellow"))
-    lines.append(label("false keeps", f"{standing.false_keeps:.1f} expected among the keeps it is made of"))
+    doubt = "unknown" if standing.false_keeps is None else f"{standing.false_keeps:.1f}"
+    lines.append(label("false keeps", f"{doubt} expected among the keeps it is made of"))
     low, high = standing.sigma_interval
     noise = f"{standing.sigma:.4f} a run (95 %: {low:.4f} to {high:.4f}, {standing.freedom} degrees of freedom)"
     lines.append(label("noise", noise))

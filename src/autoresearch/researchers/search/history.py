@@ -116,7 +116,7 @@ def pasts_of(campaign: Campaign) -> list[Past]:
                 chain=chains[trial.number],
                 level=score / base - 1 if score is not None and base else None,
                 change=score / before - 1 if score is not None and before else None,
-                kept=status is Status.KEEP,
+                kept=status is Status.KEEP and trial.number not in campaign.taken_back,
                 crashed=status in (Status.CRASH, Status.INVALID),
                 runs=max(len(trial.runs), 1),
             )
@@ -131,7 +131,7 @@ def noise_of(campaign: Campaign, pasts: Sequence[Past]) -> float:
     """
     spreads = []
     for trial in campaign.trials:
-        scores = [run.score.val_bpb for run in trial.runs if run.score]
+        scores = trial.scores
         spreads += [statistics.stdev(scores) / statistics.fmean(scores)] if len(scores) > 2 else []
     changes = [abs(past.change) for past in pasts if past.change is not None]
     guess = statistics.fmean(spreads) if spreads else 0.8 * statistics.median(changes) if len(changes) > 5 else 0.002
