@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from autoresearch.campaign import Trial
-from autoresearch.events import CampaignStarted, Event, ProposalRefused, RunStarted, Stopped, Verdict
-from autoresearch.records import Crash, CrashKind, RunEvent, Scalar, Status
+from autoresearch.events import CampaignStarted, Confirmation, Event, ProposalRefused, RunStarted, Stopped, Verdict
+from autoresearch.records import Crash, CrashKind, Estimate, Outcome, Purpose, RunEvent, Scalar, Status
 from autoresearch.views.live import LiveView
 from test_report import campaign, trial
 
@@ -172,3 +172,20 @@ def test_a_dumb_terminal_gets_plain_lines() -> None:
     with LiveView(out) as view:
         view.event(RunStarted(1, 0, 42))
     assert "?25l" not in printed(out)
+
+
+def test_a_verdict_is_explained_and_a_confirmation_is_told_with_its_runs() -> None:
+    out = console()
+    reason = "kept, provisional: posterior -0.0117 ± 0.0030, P(better) 0.99, needs 0.75"
+    assert KEPT.verdict is not None
+    verdict = dataclasses.replace(KEPT.verdict, reason=reason, estimate=Estimate(0.0117, 0.003, 0.99))
+    told = "confirmed: -0.0110 ± 0.0050 against the baseline over 2 paired seeds"
+    with LiveView(out, clock=Clock()) as view:
+        view.event(KEPT.proposed)
+        view.event(verdict)
+        view.event(RunStarted(1, 1, 1000, Purpose.CONFIRM))
+        view.event(Confirmation("nov21", 1, Outcome.CONFIRMED, told, (), 1, 1))
+    said = printed(out)
+    assert f"     {reason}" in said
+    assert "#1   starts again, to confirm, seed 1000: halve total batch" in said
+    assert f"#1 {told}" in said

@@ -179,13 +179,15 @@ class LiveView:
 
     def _decide(self, event: Verdict) -> None:
         self._work = None
-        known = self._trials.pop(event.trial, None)
+        known = self._trials.get(event.trial)
         if known:
             row = row_of(replace(known, verdict=event))
         else:
             row = Row(event.trial, "", event.val_bpb, event.memory_gb, event.status, one_line(event.reason))
         gain = None if self._best is None or row.val_bpb is None else self._best - row.val_bpb
         self._tell(verdict_line(row, gain))
+        if event.estimate:
+            self._tell(Text(f"     {one_line(event.reason)}", "dim"))
         if known and event.status is Status.CRASH:
             self._tell_frame(known)
         if event.status is Status.KEEP:
