@@ -221,6 +221,7 @@ class Scoring:
     holdout: Score | None = None
 
     def __post_init__(self) -> None:
+        torch.set_num_threads(1)  # more would wait for each other, row after row, on the cores that the run needs
         context, vocabulary = self.data.context, self.data.vocabulary
         largest = max(1, LARGEST_SLOT // (context * vocabulary * 4))
         self.exam = Exam(self.data.val, self.data.byte_lengths)
