@@ -61,6 +61,12 @@ def fresh(trial: Trial) -> list[RunEnded]:
     return [run for run in trial.runs if run.purpose is Purpose.CONFIRM]
 
 
+def paired(one: Trial, other: Trial) -> list[tuple[RunEnded, RunEnded]]:
+    """Their runs on the same fresh seed, in the order of the seeds, where both have a score to be believed."""
+    first, second = ({run.seed: run for run in fresh(t) if run.score and not run.invalid} for t in (one, other))
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
 def _test(
     campaign: Campaign,
     candidate: Trial,
@@ -103,11 +109,8 @@ def _until(campaign: Campaign, seeds: Collection[int], trials: Collection[int] |
 
 def _contrast(candidate: Trial, reference: Trial, seeds: Sequence[int], noise: Noise, bound: float) -> Contrast:
     """Paired by seed: what a seed does to both alike falls out, as far as it was found to."""
-    scores = [
-        {run.seed: run.score.val_bpb for run in fresh(t) if run.score and not run.invalid}
-        for t in (reference, candidate)
-    ]
-    gains = [scores[0][seed] - scores[1][seed] for seed in seeds if seed in scores[0] and seed in scores[1]]
+    pairs = [(a, b) for a, b in paired(reference, candidate) if a.seed in seeds]
+    gains = [a.score.val_bpb - b.score.val_bpb for a, b in pairs if a.score and b.score]
     if not gains:
         return Contrast(reference.number, 0.0, 0.0, 0)
     error = noise.sigma * math.sqrt(2 * (1 - noise.shared) / len(gains))

@@ -143,27 +143,25 @@ def size(files: Mapping[str, str]) -> int:
 # A campaign's programs are compared again and again, and to parse them takes long.
 @functools.lru_cache(maxsize=64)
 def _fingerprint(files: tuple[tuple[str, str], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, text in files:
-        syntax = ast.dump(_normal(text)) if path.endswith(".py") else text
-        digest.update(f"{path}\0{syntax}\0".encode())
-    return digest.hexdigest()
+    return _digest(files, lambda tree: tree)
 
 
 @functools.lru_cache(maxsize=512)
 def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...]]:
-    digest, numbers = hashlib.sha256(), _Numbers()
-    for path, text in files:
-        syntax = ast.dump(numbers.visit(_normal(text))) if path.endswith(".py") else text
-        digest.update(f"{path}\0{syntax}\0".encode())
-    return digest.hexdigest(), tuple(numbers.found)
+    numbers = _Numbers()
+    return _digest(files, numbers.visit), tuple(numbers.found)
 
 
 @functools.lru_cache(maxsize=512)
 def _seedless(files: tuple[tuple[str, str], ...]) -> str:
+    return _digest(files, _Seedless().visit)
+
+
+def _digest(files: tuple[tuple[str, str], ...], change: Callable[[ast.AST], ast.AST]) -> str:
+    """A digest of the files' syntax, each tree of which is changed before."""
     digest = hashlib.sha256()
     for path, text in files:
-        syntax = ast.dump(_Seedless().visit(_normal(text))) if path.endswith(".py") else text
+        syntax = ast.dump(change(_normal(text))) if path.endswith(".py") else text
         digest.update(f"{path}\0{syntax}\0".encode())
     return digest.hexdigest()
 

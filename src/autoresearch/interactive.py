@@ -54,13 +54,13 @@ class Lab:
         summary = report.of_campaign(campaign)
         spent = {"tokens": campaign.tokens, "usd": round(campaign.usd, 4), "refused": len(campaign.refused)}
         running = self.workspace.is_locked()
-        found = standing.of(campaign)
+        found = standing.of(campaign.sealed)
         return {
             "tag": campaign.tag,
             "running": running,
             "spent": spent,
             "summary": dataclasses.asdict(summary),
-            "standing": dataclasses.asdict(dataclasses.replace(found, generalisation=None)) if found else None,
+            "standing": dataclasses.asdict(found) if found else None,
         }
 
     def history(self, limit: int = 20, tag: str | None = None) -> list[dict[str, object]]:

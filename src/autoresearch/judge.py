@@ -102,12 +102,13 @@ class PosteriorJudge:
         seen = observed(candidate, level, campaign.trials[0])
         gain = posterior.gain(parent, beliefs.effects, seen)
         estimate, needed = self._estimate(campaign.incumbent, candidate, gain, level)
-        said = explained(estimate, self.terms.advance, needed)
+        said = self._explained(estimate, f"better by {needed:.4f}" if needed else "better")
         if estimate.probability > self.terms.advance:
             return Decision(Status.KEEP, f"kept, provisional: {said}", estimate=estimate)
         if (no_worse := self._no_worse(campaign.incumbent, candidate, gain, level)) > self.terms.advance:
             kept = dataclasses.replace(estimate, probability=no_worse)
-            return Decision(Status.KEEP, f"kept, simpler: {self._explained_simpler(kept)}", estimate=kept, simpler=True)
+            said = self._explained(kept, f"no worse by {self.terms.smallest_effect:.4f}")
+            return Decision(Status.KEEP, f"kept, simpler: {said}", estimate=kept, simpler=True)
         bar = Bar(needed, level.quantile(self.terms.advance))
         again = len(candidate.scores) < self.terms.max_runs and is_worth_a_run(parent, beliefs, seen, level, bar)
         return Decision(Status.DISCARD, f"not kept: {said}", rerun=again, estimate=estimate)
@@ -152,10 +153,11 @@ class PosteriorJudge:
             return 0.0
         return level.at_most((gain.mean + self.terms.smallest_effect) / gain.spread)
 
-    def _explained_simpler(self, estimate: Estimate) -> str:
+    def _explained(self, estimate: Estimate, event: str) -> str:
+        """The numbers of a decision, for a person: val_bpb falls where the sign is minus."""
         return (
-            f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P(no worse by {self.terms.smallest_effect:.4f}) "
-            f"{estimate.probability:.2f}, needs {self.terms.advance:.2f}"
+            f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P({event}) {estimate.probability:.2f}, "
+            f"needs {self.terms.advance:.2f}"
         )
 
 
@@ -164,15 +166,6 @@ def is_worth_a_run(parent: Gaussian, beliefs: Beliefs, seen: Observation, level:
     one = level.sigma**2
     again = posterior.worth_of_a_run(parent, beliefs.effects, seen, one, bar)
     return again > AGAIN * posterior.worth_of_a_proposal(parent, beliefs.effects, one, bar)
-
-
-def explained(estimate: Estimate, advance: float, needed: float) -> str:
-    """The numbers of a decision, for a person: val_bpb falls where the sign is minus."""
-    more = f" by {needed:.4f}" if needed else ""
-    return (
-        f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P(better{more}) {estimate.probability:.2f}, "
-        f"needs {advance:.2f}"
-    )
 
 
 # ---------------------------------------------------------------- from a campaign to numbers

@@ -86,14 +86,12 @@ def band(stages: Stages, campaign: Campaign) -> pruning.Band:
     assert campaign.incumbent is not None
     by_commit = {trial.proposed.commit: trial for trial in campaign.finished}
     recent = [trial for trial in campaign.finished[1:] if trial.scores][-MOST_CURVES:]
-    pasts = {
-        trial.number: past
-        for trial in {t.number: t for each in recent for t in (each, by_commit[each.proposed.parent])}.values()
-        if (past := _past(stages, trial))
-    }
-    rivals = [(each.number, by_commit[each.proposed.parent].number) for each in recent]
-    finished = [(pasts[one], pasts[other]) for one, other in rivals if one in pasts and other in pasts]
-    incumbent = _past(stages, campaign.incumbent)
+    pairs = [(trial, by_commit[trial.proposed.parent]) for trial in recent]
+    concerned = {trial.number: trial for trial in (*itertools.chain.from_iterable(pairs), campaign.incumbent)}
+    pasts = {number: _past(stages, trial) for number, trial in concerned.items()}  # each curve is read once
+    both = [(pasts[trial.number], pasts[rival.number]) for trial, rival in pairs]
+    finished = [(one, other) for one, other in both if one and other]
+    incumbent = pasts[campaign.incumbent.number]
     return pruning.learn(finished, incumbent.losses) if incumbent else pruning.Band()
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from autoresearch import confirming, judge, report
 from autoresearch.campaign import Campaign, Trial
-from autoresearch.events import RunEnded
 from autoresearch.noise import Noise
 from autoresearch.records import Outcome
 from autoresearch.report import Gain, Generalisation
@@ -68,7 +67,7 @@ def of(campaign: Campaign) -> Standing | None:
     best = campaign.incumbent
     if best is None or not best.scores:
         return None
-    level = judge.measured(judge.scored(campaign))
+    level = judge.noise_of(campaign)
     claims = [each for each in campaign.confirmations if each.outcome is Outcome.CONFIRMED]
     return Standing(
         best=_measured(campaign, best, level),
@@ -88,7 +87,7 @@ def expected(campaign: Campaign, trial: Trial) -> tuple[float, float] | None:
     """Where one more run of a trial should land: mean of its runs and half a 95 % prediction interval."""
     if not trial.scores or not judge.scored(campaign):
         return None
-    level = judge.measured(judge.scored(campaign))
+    level = judge.noise_of(campaign)
     error = level.sigma * math.sqrt(1 + 1 / len(trial.scores))
     return statistics.fmean(trial.scores), level.quantile(CONFIDENCE) * error
 
@@ -137,20 +136,11 @@ def _generalisation(campaign: Campaign, level: Noise) -> Generalisation | None:
     """The incumbent's gain on val and holdout over fresh seeds, else of the one run that it was kept by."""
     best = campaign.incumbent
     assert best is not None
-    pairs = _pairs(campaign.lineage[0], best)
-    if not pairs:
+    baseline = campaign.lineage[0]
+    pairs = [(a, b) for a, b in confirming.paired(baseline, best) if a.holdout and b.holdout]
+    if not pairs or baseline.number == best.number:
         return report.generalisation(campaign)
     margin = level.quantile(CONFIDENCE) * level.sigma * math.sqrt(2 / len(pairs))
     search = statistics.fmean(a.score.val_bpb - b.score.val_bpb for a, b in pairs if a.score and b.score)
     holdout = statistics.fmean(a.holdout.val_bpb - b.holdout.val_bpb for a, b in pairs if a.holdout and b.holdout)
     return Generalisation(Gain(search, margin), Gain(holdout, margin), seeds=len(pairs))
-
-
-def _pairs(baseline: Trial, best: Trial) -> Sequence[tuple[RunEnded, RunEnded]]:
-    """Fresh runs of both on the same seed, which were graded on the holdout too."""
-    if baseline.number == best.number:
-        return ()
-    graded = [
-        {run.seed: run for run in confirming.fresh(trial) if run.score and run.holdout} for trial in (baseline, best)
-    ]
-    return [(graded[0][seed], graded[1][seed]) for seed in sorted(graded[0].keys() & graded[1].keys())]
