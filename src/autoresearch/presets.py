@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -18,20 +18,26 @@ IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
 
 @dataclass(frozen=True)
 class Preset:
-    """Constants for one kind of machine: what differs from the reference, by file."""
+    """Constants for one kind of machine: what differs from the shipped files; of train.py's, `improved` comes last."""
 
     name: str
     purpose: str
     prepare: Mapping[str, object]
     train: Mapping[str, object]
+    improved: Mapping[str, object]
     startup_seconds: int
+
+    @property
+    def reference(self) -> Preset:
+        """The published recipe at this preset's sizes."""
+        return replace(self, improved={})
 
 
 def presets() -> dict[str, Preset]:
     """Every preset by name, smallest machine first."""
     table = yaml.safe_load((SHIPPED / "presets.yaml").read_text(encoding="utf-8"))
     return {
-        name: Preset(name, entry["for"], entry["prepare"], entry["train"], entry["startup_seconds"])
+        name: Preset(name, entry.pop("for"), **{"improved": {}, **entry})
         for name, entry in table.items()
     }
 
@@ -48,7 +54,7 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     budget = {} if budget_seconds is None else {"TIME_BUDGET": budget_seconds}
     files = {
         "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **budget}),
-        "train.py": fill(_shipped("train.py"), preset.train),
+        "train.py": fill(_shipped("train.py"), {**preset.train, **preset.improved}),
         "program.md": re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", _shipped("program.md")),
         ".gitignore": IGNORED,
     }

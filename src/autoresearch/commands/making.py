@@ -20,10 +20,11 @@ def new(
     directory: Annotated[Path, typer.Argument(help="Where to make the lab; must be empty or not there.")],
     preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(presets.presets())}.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Training seconds of a run (a preset has 300).")] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="The published recipe, not the improved one.")] = False,
 ) -> None:
     """Make a lab: a git repository with prepare.py, train.py and program.md.
 
-    Without --preset the hardware decides.
+    Without --preset the hardware decides. What --reference leaves out is listed in docs/recipe.md.
 
     Example: autoresearch new my-lab --preset cpu --budget 60
     """
@@ -31,8 +32,9 @@ def new(
     name = preset or hardware.preset_for(hardware.device())
     if name not in table:
         raise UserError(f"there is no preset {name!r}: choose one of {', '.join(table)}")
-    presets.create(directory, table[name], budget)
-    print(f"made {directory} with preset {name}: for {table[name].purpose}")
+    presets.create(directory, table[name].reference if reference else table[name], budget)
+    recipe = ", the published recipe" if reference else ""
+    print(f"made {directory} with preset {name}{recipe}: for {table[name].purpose}")
     print(f"next: cd {directory} && autoresearch run        (program.md is yours to edit)")
 
 
