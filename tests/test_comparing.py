@@ -255,7 +255,7 @@ def test_two_campaigns_of_one_class_are_compared_by_their_bests(two: Path, call:
     assert found["difference"] < 0 < found["margin"]
     code, out, _ = call("report", "--tag", "b", "--against", "a", "--lab", two)
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["class", "b", "a", "difference"]
+    assert [line.split()[0] for line in out.splitlines()] == ["class", "best", "against", "difference"]
 
 
 def test_campaigns_of_several_classes_are_not_compared_and_the_difference_is_named(two: Path, call: Cli) -> None:

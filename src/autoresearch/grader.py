@@ -176,8 +176,7 @@ class TrustedSession:
         return Clock(**self.stamps, usual_answer=usual, slowest_answer=slowest)
 
     def environment(self, result: RunResult) -> Mapping[str, Scalar]:
-        told = environment(result.events)
-        return {**told, **self.data.fingerprints} if told else {}
+        return {**environment(result.events), **self.data.fingerprints}
 
     def outcome(self, result: RunResult) -> Graded | Crash | Invalid:
         """A run that failed after it was scored is a crash all the same; one that was ended over the holdout is not."""

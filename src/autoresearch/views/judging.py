@@ -60,8 +60,8 @@ def _keep(keep: Keep) -> Text:
 def show_comparison(found: Comparison, console: Console) -> None:
     """The bests of two campaigns of one class, and how far they lie apart."""
     say(console, label("class", str(found.comparable)))
-    for best in (found.best, found.against):
-        say(console, label(best.tag, measured(best.measured)))
+    for name, best in (("best", found.best), ("against", found.against)):
+        say(console, label(name, f"{measured(best.measured)} of {best.tag}"))
     clear = abs(found.difference) > found.margin
     style = ("green" if found.difference < 0 else "red") if clear else "yellow"
     words = f"{found.best.tag} is {'lower' if found.difference < 0 else 'higher'}" if clear else "within the noise"
