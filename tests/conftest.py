@@ -68,6 +68,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "startup_seconds": 20.0,
         "min_free_gb": 0.0,
         "prune": True,
+        "device": "cpu: a toy",
+        "preset": None,
         "program": lambda: "Lower it.",
         "guidance": workspace.read_guidance,
         "redact": config.redact,

@@ -39,6 +39,7 @@ LAYERS = (
     },
     {"ledger", "grader", "report", "workspace", "presets", "judge"},
     {"doctor", "prompt", "archive", "memory", "standing", "audit"},
+    {"comparing"},
     {"papers"},
     {"researchers", "executors", "views"},
     {"stages"},
@@ -69,11 +70,15 @@ ALLOWED = {
         )
     },
     "executors": {"records", "errors", "interfaces", "process", "trial", "watching", "sandbox", "usage"},
-    "views": {"records", "events", "errors", "report", "audit", "ledger", "atomic", "doctor", "campaign", "standing"},
+    "views": {
+        *("records", "events", "errors", "report", "audit", "ledger", "atomic", "doctor", "campaign", "standing"),
+        "comparing",
+    },
 }
 STDLIB_ONLY = {
     *("records", "errors", "interfaces", "guard", "diagnosis", "timing", "ledger", "grader", "brief"),
     *("report", "memory", "prompt", "campaign", "events", "posterior", "pruning", "confirming", "judge", "standing"),
+    "comparing",
 }
 HEAVY = {
     *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx", "scipy"),

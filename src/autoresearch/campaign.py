@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autoresearch.events import CampaignStarted, Confirmation, ProposalRefused, RunEnded, TrialProposed, Verdict
-from autoresearch.records import Crash, Outcome, Purpose, Status
+from autoresearch.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
+
+DATA = ("train_sha256", "val_sha256")  # by which a run's environment identifies the text
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,16 @@ class Campaign:
         last = self.confirmations[-1].after if self.confirmations else -1
         return tuple(trial for trial in self.provisional if trial.number > last)
 
+    def class_of(self, run: RunEnded) -> Comparable:
+        """The class in which a run's val_bpb may be compared."""
+        is_trusted = self.started.grader == "trusted"  # else the environment is the run's own word
+        return comparable(self.started, run.device, run.environment if is_trusted else {})
+
+    def classes(self, *trials: Trial) -> tuple[Comparable, ...]:
+        """The classes of the scored runs of these trials (else of all), in order and each once."""
+        runs = (run for trial in trials or self.trials for run in trial.runs if run.score)
+        return tuple(dict.fromkeys(map(self.class_of, runs)))
+
     @property
     def sealed(self) -> Campaign:
         """The same without the holdout's scores, for whoever proposes."""
@@ -144,3 +159,17 @@ class Campaign:
     @property
     def usd(self) -> float:
         return sum(spent.usd or 0.0 for spent in self.spendings)
+
+
+def comparable(started: CampaignStarted, device: str | None, fingerprints: Mapping[str, Scalar]) -> Comparable:
+    """The class of a campaign's run on a device, with the fingerprints of its text where they are known.
+
+    Of the frozen files only Python's count: no README, and no word of program.md, changes what a number means.
+    """
+    code = {path: digest for path, digest in started.frozen_sha256.items() if path.endswith(".py")}
+    data = {name: fingerprints[name] for name in DATA if name in fingerprints}
+    return Comparable(device, started.preset, _digest(code), _digest(data) if data else None)
+
+
+def _digest(table: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()

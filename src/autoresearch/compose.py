@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from autoresearch import archive, config, papers, presets, process, registry, sandbox, splits
+from autoresearch import archive, config, hardware, papers, presets, process, registry, sandbox, splits
 from autoresearch.campaign import Campaign
 from autoresearch.config import Config
 from autoresearch.errors import NoInterpreterError, UserError
@@ -75,6 +75,8 @@ def compose(
         startup_seconds=settings.startup_seconds,
         min_free_gb=settings.min_free_gb,
         prune=settings.prune,
+        device=str(hardware.device()),
+        preset=settings.preset,
         program=latest_prose(workspace.program),
         guidance=workspace.read_guidance,
         redact=config.redact,

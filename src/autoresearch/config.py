@@ -66,6 +66,7 @@ class Config(BaseModel):
     max_tokens_per_trial: int | None = Field(default=None, gt=0)
     max_usd_per_trial: float | None = Field(default=None, gt=0)
     papers: tuple[Path, ...] = ()
+    preset: str | None = None
     executor: str = "local"
     sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
     startup_seconds: float = Field(default=300, gt=0)

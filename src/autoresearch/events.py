@@ -10,7 +10,10 @@ from autoresearch.records import Crash, Estimate, Outcome, Purpose, Scalar, Scor
 
 @dataclass(frozen=True)
 class CampaignStarted:
-    """A search on the branch `autoresearch/<tag>` began at the commit `base`."""
+    """A search on the branch `autoresearch/<tag>` began at the commit `base`.
+
+    `preset` names the sizes that the lab was made with; None where its program.md does not tell.
+    """
 
     tag: str
     base: str
@@ -21,6 +24,7 @@ class CampaignStarted:
     frozen_sha256: Mapping[str, str]
     budget_seconds: float
     grader: str = ""
+    preset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class RunEnded:
 
     `summary` holds what `train.py` printed: for people, deciding nothing. Paths are relative to the lab. `pruned` is
     the share of its budget at which it was ended as hopeless, `spared` the one at which it would have been, had it
-    not been let finish to see whether that is right.
+    not been let finish to see whether that is right. `device` is what the parent found to run on; what the run said
+    itself is in `environment`.
     """
 
     trial: int
@@ -112,6 +117,7 @@ class RunEnded:
     purpose: Purpose = Purpose.TRIAL
     pruned: float | None = None
     spared: float | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)

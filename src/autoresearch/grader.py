@@ -47,6 +47,11 @@ class TrustedGrader:
     def __init__(self, data: Callable[[], Any]) -> None:
         self.data = data
 
+    def fingerprints(self) -> Mapping[str, str]:
+        """See `interfaces.Grader`."""
+        found: Mapping[str, str] = self.data().fingerprints
+        return found
+
     def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> TrustedSession:
         """See `interfaces.Grader`; all that takes long is done here, before the run's clock can start.
 
@@ -171,8 +176,7 @@ class TrustedSession:
         return Clock(**self.stamps, usual_answer=usual, slowest_answer=slowest)
 
     def environment(self, result: RunResult) -> Mapping[str, Scalar]:
-        told = environment(result.events)
-        return {**told, **self.data.fingerprints} if told else {}
+        return {**environment(result.events), **self.data.fingerprints}
 
     def outcome(self, result: RunResult) -> Graded | Crash | Invalid:
         """A run that failed after it was scored is a crash all the same; one that was ended over the holdout is not."""
@@ -190,6 +194,9 @@ class SelfReported:
     """Takes the score that a lab's own `evaluate_bpb` reported from within the run."""
 
     name = "self-reported"
+
+    def fingerprints(self) -> Mapping[str, str]:
+        return {}
 
     def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> SelfReportedSession:
         return SelfReportedSession(request)

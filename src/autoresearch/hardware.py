@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -19,9 +23,15 @@ class Device:
     name: str
     memory_gb: float
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.name}"
+
 
 def device() -> Device:
-    """The best device of this machine: CUDA (or ROCm), Apple's MPS, else the CPU."""
+    """The best device of this machine: CUDA (or ROCm), Apple's MPS, else the CPU.
+
+    Its name tells it from others of other speed, as far as the system says.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -29,8 +39,20 @@ def device() -> Device:
         return Device("cuda", properties.name, properties.total_memory / GIBIBYTE)
     memory = psutil.virtual_memory().total / GIBIBYTE
     if torch.backends.mps.is_available():
-        return Device("mps", "Apple GPU", memory)
-    return Device("cpu", f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores", memory)
+        return Device("mps", f"Apple GPU, {usable_cores()} cores, {memory:.0f} GB", memory)
+    return Device("cpu", f"{processor()}, {usable_cores()} cores", memory)
+
+
+def processor() -> str:
+    """The CPU's model where Linux tells it, else its architecture."""
+    about = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:(.+)$", about.read_text(), re.MULTILINE) if about.exists() else None
+    return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """How many logical cores this process may use, and so a run that it starts."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def preset_for(found: Device) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autoresearch import archive, compose, config, proposing, report, standing
+from autoresearch import archive, comparing, compose, config, proposing, report, standing
 from autoresearch.brief import Brief
 from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import UserError
@@ -57,15 +57,18 @@ class Lab:
         found = standing.of(campaign.sealed)
         return {
             "tag": campaign.tag,
+            "class": comparing.text(campaign),
             "running": running,
             "spent": spent,
             "summary": dataclasses.asdict(summary),
             "standing": dataclasses.asdict(found) if found else None,
         }
 
-    def history(self, limit: int = 20, tag: str | None = None) -> list[dict[str, object]]:
-        """The last trials, the newest last."""
-        return [dataclasses.asdict(row) for row in report.rows(self.campaign(tag))[-limit:]]
+    def history(self, limit: int | None = 20, tag: str | None = None) -> list[dict[str, object]]:
+        """The last trials (without a limit all), the newest last, each with the class of its val_bpb."""
+        campaign = self.campaign(tag)
+        both = list(zip(report.rows(campaign), campaign.finished, strict=True))[-limit if limit else None :]
+        return [{**dataclasses.asdict(row), "class": comparing.names(campaign, trial)} for row, trial in both]
 
     def show(self, number: int) -> dict[str, object]:
         """One trial: idea, reason, verdict, numbers, patch, the end of its log and a few points of its curve.
@@ -80,6 +83,7 @@ class Lab:
             **dataclasses.asdict(trial.sealed),
             "val_bpb": trial.val_bpb,
             "memory_gb": trial.memory_gb,
+            "class": self.class_of(trial),
             "patch": past.patch(number),
             "log": "\n".join(past.log(number).splitlines()[-TAIL_LINES:]),
             "curve": [dict(point) for point in curve[:: max(1, len(curve) // CURVE_POINTS)]],
@@ -95,6 +99,10 @@ class Lab:
         if trial is None:
             raise UserError(f"there is no trial {number} in {self.workspace.root}: `autoresearch log` lists them")
         return trial
+
+    def class_of(self, trial: Trial) -> str | None:
+        """The class of a trial's val_bpb; None where it has none."""
+        return comparing.names(self.campaign(trial.proposed.tag), trial)
 
     def guide(self, text: str) -> str:
         """Add to the guidance, which is read before every proposal; returns all of it.

@@ -121,6 +121,10 @@ class Grader(Protocol):
 
     name: str
 
+    def fingerprints(self) -> Mapping[str, str]:
+        """What identifies the text of the splits, once it is prepared; empty where the parent does not know it."""
+        ...
+
     def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> Session:
         """Begin the grading of a run; `wants_holdout` says of its score whether the sealed split is to be graded."""
         ...

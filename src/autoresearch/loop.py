@@ -7,8 +7,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from autoresearch import atomic, guard, report
-from autoresearch.campaign import Campaign, Trial
+from autoresearch import atomic, comparing, guard, report
+from autoresearch.campaign import Campaign, Trial, comparable
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.events import (
     CampaignStarted,
@@ -179,6 +179,8 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
     campaign = stages.campaign(tag)
     publish(stages, campaign)
     stages.prepare(stages.workspace.files(campaign.started.base))
+    if campaign.classes():
+        comparing.check(campaign, comparable(campaign.started, stages.device, stages.grader.fingerprints()))
 
 
 def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignStarted:
@@ -196,6 +198,7 @@ def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignSt
         frozen_sha256=stages.frozen_sha256(stages.workspace.files(base)),
         budget_seconds=stages.budget_seconds,
         grader=stages.grader.name,
+        preset=stages.preset,
     )
 
 

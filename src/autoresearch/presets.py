@@ -13,6 +13,7 @@ from autoresearch import git
 from autoresearch.errors import UserError
 
 SHIPPED = Path(__file__).parent / "lab"
+COMMENTS_AT = 26  # the column of program.md's comments
 IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
 
 
@@ -55,7 +56,7 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     files = {
         "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **budget}),
         "train.py": fill(_shipped("train.py"), {**preset.train, **preset.improved}),
-        "program.md": re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", _shipped("program.md")),
+        "program.md": _program(preset),
         ".gitignore": IGNORED,
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,12 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
     git.init(directory)
     git.commit_all(directory, f"A lab of preset {preset.name}")
+
+
+def _program(preset: Preset) -> str:
+    """The shipped program.md with the preset's name, by which results are told apart, and its time to start up."""
+    named = re.sub(r"(?m)^preset: *(?=#)", f"preset: {preset.name}".ljust(COMMENTS_AT), _shipped("program.md"))
+    return re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", named)
 
 
 def _shipped(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 Scalar = str | int | float | bool | None
@@ -43,6 +43,34 @@ class Outcome(StrEnum):
     CONFIRMED = "confirmed"
     REFUTED = "refuted"
     UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """The class of a val_bpb: two are compared only where all of it is the same.
+
+    `device` is the parent's word, not the run's. `preset` names the sizes that the lab was made with. `frozen` is a
+    digest of the frozen files that run: they set budget, context, vocabulary and what is evaluated. `data` is one of
+    the text. None stands for what is not known: of records by earlier versions, and of labs that do not tell.
+    """
+
+    device: str | None
+    preset: str | None
+    frozen: str
+    data: str | None
+
+    def __str__(self) -> str:
+        head = f"{self.device or 'unknown device'} · {self.preset or 'unknown preset'} · files {self.frozen[:7]}"
+        return f"{head} · data {self.data[:7]}" if self.data else head
+
+    def differing(self, other: Comparable) -> tuple[str, ...]:
+        """The parts that are not the same, one that is known on one side only among them."""
+        names = (field.name for field in fields(self))
+        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
+
+    def contradicting(self, other: Comparable) -> tuple[str, ...]:
+        """The parts that are known on both sides and not the same."""
+        return tuple(name for name in self.differing(other) if getattr(self, name) and getattr(other, name))
 
 
 # ---------------------------------------------------------------- what passes between stages

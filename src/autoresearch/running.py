@@ -128,6 +128,7 @@ def unscored(stages: Stages, trial: Trial, request: RunRequest, purpose: Purpose
         log="",
         curve="",
         purpose=purpose,
+        device=stages.device,
     )
 
 

@@ -48,7 +48,8 @@ class Stages:
     """Everything that a campaign is made of.
 
     `program` and `guidance` read the person's texts afresh for each proposal; `prepare` makes the data of a commit's
-    files ready; `redact` takes keys out of a text. With `prune`, hopeless runs are ended early.
+    files ready; `redact` takes keys out of a text. With `prune`, hopeless runs are ended early. `device` is what runs
+    run on, `preset` what sizes the lab was made with.
     """
 
     workspace: Workspace
@@ -66,6 +67,8 @@ class Stages:
     startup_seconds: float
     min_free_gb: float
     prune: bool
+    device: str
+    preset: str | None
     program: Callable[[], str]
     guidance: Callable[[], str]
     redact: Callable[[str], str]

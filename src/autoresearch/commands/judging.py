@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -124,6 +125,6 @@ def audit(
     policy = Config()
     found = auditing.audit(read_results(results), sigma, needed=policy.smallest_effect, advance=policy.advance)
     if as_json:
-        print_json(found)
+        print_json({**dataclasses.asdict(found), "class": None})
     else:
         judging.show_audit(found, Console())

@@ -48,26 +48,28 @@ OFFSETS = [
 Point = tuple[float, float]
 
 
-def draw(rows: Iterable[Row], path: Path, title: str = "") -> None:
-    """Write the picture as PNG, whole or not at all.
+def draw(rows: Iterable[Row], path: Path, title: str = "", note: str = "") -> None:
+    """Write the picture as PNG, whole or not at all; the note is small, under it.
 
     Raises:
         UserError: the file cannot be written.
     """
-    content = _png(figure(tuple(rows), title))
+    content = _png(figure(tuple(rows), title, note))
     try:
         atomic.write(path, content)
     except OSError as error:
         raise UserError(f"the chart {path} cannot be written ({error}): name another place for it") from error
 
 
-def figure(rows: tuple[Row, ...], title: str) -> Figure:
+def figure(rows: tuple[Row, ...], title: str, note: str = "") -> Figure:
     """Return the picture of the rows, not yet written anywhere."""
     settings = {"font.family": FONT, "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "text.usetex": False}
     with style.context(["default", settings]):
         made = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH)
         made.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)
         FigureCanvasAgg(made)
+        if note:
+            made.supxlabel(_drawable(note), fontsize=8, color=DISCARD, parse_math=False)
         _fill(made.add_subplot(), rows, summarise(rows), _drawable(title))
     return made
 

@@ -9,12 +9,13 @@ from rich.text import Text
 
 from autoresearch.audit import Audit, Control, Keep
 from autoresearch.campaign import Trial
+from autoresearch.comparing import Comparison
 from autoresearch.events import Confirmation, RunEnded
 from autoresearch.records import Outcome
 from autoresearch.report import one_line
 from autoresearch.standing import Standing
-from autoresearch.views.lines import label, say
-from autoresearch.views.terminal import standing_lines
+from autoresearch.views.lines import UNTOLD, label, say
+from autoresearch.views.terminal import measured, standing_lines
 
 HEAD = "trial  change     believed              P(better)      z  survives  description"
 
@@ -22,6 +23,7 @@ HEAD = "trial  change     believed              P(better)      z  survives  desc
 def show_audit(audit: Audit, console: Console) -> None:
     """The noise and where it is known from, each keep with what is to be believed of it, and how many survive."""
     say(console, label("table", f"{audit.rows} rows with a score, {len(audit.keeps)} keeps after the first"))
+    say(console, label("class", UNTOLD))
     say(console, *_noise(audit))
     if not audit.keeps:
         say(console, label("keeps", "there is none to judge"))
@@ -50,6 +52,20 @@ def _keep(keep: Keep) -> Text:
     odds = f"  {keep.probability:9.2f}  {keep.z:5.1f}  "
     mark = ("yes       ", "green") if keep.survives else ("no        ", "yellow")
     return Text.assemble(numbers, odds, mark, one_line(keep.description))
+
+
+# ---------------------------------------------------------------- one campaign against another
+
+
+def show_comparison(found: Comparison, console: Console) -> None:
+    """The bests of two campaigns of one class, and how far they lie apart."""
+    say(console, label("class", str(found.comparable)))
+    for name, best in (("best", found.best), ("against", found.against)):
+        say(console, label(name, f"{measured(best.measured)} of {best.tag}"))
+    clear = abs(found.difference) > found.margin
+    style = ("green" if found.difference < 0 else "red") if clear else "yellow"
+    words = f"{found.best.tag} is {'lower' if found.difference < 0 else 'higher'}" if clear else "within the noise"
+    say(console, label("difference", f"{found.difference:+.4f} ± {found.margin:.4f} (95 %): {words}", style))
 
 
 # ---------------------------------------------------------------- confirm, replay, aa

@@ -11,6 +11,7 @@ from autoresearch.report import Row, one_line
 
 COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}
 LABEL_WIDTH = 12
+UNTOLD = "not told by a results.tsv: compare its val_bpb with none of another device, preset or prepare.py"
 GRADED = {"trusted": "graded from outside, ", "self-reported": "SELF-REPORTED scores, "}
 
 

@@ -16,10 +16,10 @@ from rich.text import Text
 from autoresearch.campaign import Campaign, Trial
 from autoresearch.doctor import Check
 from autoresearch.events import CampaignStarted, RunEnded
-from autoresearch.records import Status
+from autoresearch.records import Comparable, Status
 from autoresearch.report import Gain, Report, Row, Step, one_line, plain, reason
-from autoresearch.standing import Standing
-from autoresearch.views.lines import COLOURS, LABEL_WIDTH, label, say, set_up
+from autoresearch.standing import Measured, Standing
+from autoresearch.views.lines import COLOURS, LABEL_WIDTH, UNTOLD, label, say, set_up
 from autoresearch.views.live import LiveView
 
 __all__ = ["LiveView", "show_check", "show_log", "show_report", "show_status", "show_trial"]
@@ -41,14 +41,20 @@ def show_check(check: Check, console: Console) -> None:
 
 
 def show_status(
-    campaign: Campaign, report: Report, running: bool, console: Console, standing: Standing | None = None
+    campaign: Campaign,
+    report: Report,
+    running: bool,
+    console: Console,
+    standing: Standing | None = None,
+    comparable: Comparable | None = None,
 ) -> None:
     """Where the campaign stands, in a few lines; `running` tells whether a loop holds the lab."""
     started = campaign.started
     under_way = next((trial for trial in campaign.trials if trial.verdict is None), None)
     loop = "at work" if running else "not running: go on with `autoresearch run`"
     say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{campaign.tag}"))
-    say(console, label("set-up", set_up(started)), *_counts(report), *standing_lines(standing))
+    say(console, label("set-up", set_up(started)), *_class(comparable))
+    say(console, *_counts(report), *standing_lines(standing))
     if under_way:
         say(console, label("under way", f"#{under_way.number} {under_way.proposed.idea}"))
     if campaign.tokens or campaign.refused:
@@ -62,8 +68,12 @@ def show_status(
             say(console, label("", said, style))
 
 
-def show_log(rows: Iterable[Row], console: Console) -> None:
-    """The trials as a table, the newest last."""
+def _class(comparable: Comparable | None) -> list[Text]:
+    return [label("class", str(comparable))] if comparable else []
+
+
+def show_log(rows: Iterable[Row], console: Console, classes: str | None = None) -> None:
+    """The trials as a table, the newest last, and the classes that their runs are of."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("trial", "commit", "val_bpb", "GB"):
         table.add_column(name, justify="left" if name == "commit" else "right", no_wrap=True)
@@ -79,6 +89,8 @@ def show_log(rows: Iterable[Row], console: Console) -> None:
         console.print(table)
     else:
         say(console, Text("no trial has ended yet"))
+    if classes:
+        say(console, label("class", classes))
 
 
 # ---------------------------------------------------------------- one trial
@@ -99,7 +111,7 @@ def show_result(result: Mapping[str, object], console: Console) -> None:
     say(console, label("next", str(result["next"])))
 
 
-def show_trial(trial: Trial, patch: str, log_tail: str, console: Console) -> None:
+def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classes: str | None = None) -> None:
     """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log."""
     proposed = trial.proposed
     say(console, label("trial", f"#{trial.number} {proposed.idea}", "bold"), _outcome(trial))
@@ -114,6 +126,8 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console) -> Non
         say(console, label("cost", f"{proposed.tokens:,} tokens{cost}"))
     if trial.runs:
         console.print(_runs_table(trial))
+    if classes:
+        say(console, label("class", classes))
     for run in trial.runs:
         say(console, label("log", run.log), label("curve", run.curve))
     if trial.crash:
@@ -180,10 +194,13 @@ def show_report(
     console: Console,
     started: CampaignStarted | None = None,
     standing: Standing | None = None,
+    comparable: Comparable | None = None,
 ) -> None:
     """The campaign summed up: its set-up if known, counts, baseline and best, biggest keeps, near misses, crashes."""
     if started:
-        say(console, label("set-up", set_up(started)))
+        say(console, label("set-up", set_up(started)), *_class(comparable))
+    else:
+        say(console, label("class", UNTOLD))
     say(console, *_counts(report), *standing_lines(standing))
     if standing and standing.generalisation:
         found = standing.generalisation
@@ -205,10 +222,7 @@ def standing_lines(standing: Standing | None) -> list[Text]:
     """What of it is confirmed, and how much luck there may be in the rest."""
     if standing is None:
         return []
-    lines = []
-    if best := standing.best:
-        how = f"mean of {best.runs} runs that it was not chosen by" if best.runs else "believed, not run again yet"
-        lines.append(label("measured", f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({how})"))
+    lines = [label("measured", measured(standing.best))] if standing.best else []
     lines.append(label("claim", standing.claim or "nothing is confirmed yet", "green" if standing.claim else ""))
     if standing.provisional:
         count = len(standing.provisional)
@@ -225,6 +239,11 @@ def standing_lines(standing: Standing | None) -> list[Text]:
         wrong = f"{pruned.false_kills} of {pruned.spared} that were let finish were kept"
         lines.append(label("pruned", f"{pruned.runs} runs, {pruned.saved_seconds / 60:.1f} min saved; {wrong}"))
     return lines
+
+
+def measured(best: Measured) -> str:
+    how = f"mean of {best.runs} runs that it was not chosen by" if best.runs else "believed, not run again yet"
+    return f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({how})"
 
 
 def _counts(report: Report) -> list[Text]:
