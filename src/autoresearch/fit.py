@@ -104,9 +104,10 @@ def next_setting(table: Sequence[Row], goal: Goal) -> Setting | None:
         return _smaller(table[-1].setting)
     depths = {row.setting.depth for row in table}
     best = chosen(found, goal)
-    if len(depths) == 1 and best.passes >= 4 and best.memory_mb <= _most_memory(best, found) / 4:
-        if (wide := Setting(best.depth, 4 * best.rows)) not in found and len(found) == len(table):
-            return wide  # a device that is hardly used would seem too slow for more depth
+    wide = Setting(best.depth, 4 * best.rows)
+    hardly_used = best.passes >= 4 and 4 * best.memory_mb <= _most_memory(best, found)
+    if hardly_used and len(depths) == 1 and wide not in {row.setting for row in table}:
+        return wide  # first, for a device that is hardly used would seem too slow for more depth
     depth = wanted_depth(found, goal)
     tried = {row.setting.rows for row in table if row.setting.depth == depth}
     if depth not in {setting.depth for setting in found}:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from autoresearch import atomic, fit, presets, process, stopwatch
 from autoresearch.errors import UserError
 from autoresearch.fit import Goal, Measurement, Plan, Row, Setting
@@ -22,6 +24,7 @@ PREPARE = "prepare.py"
 LIMIT_SECONDS = 108.0  # for all measurements; with what starts and ends them it stays under two minutes
 LONGEST_SECONDS = 60.0  # for one
 TAIL_CHARACTERS = 500
+BUSY_SECONDS = 1.0
 LOG = "log"
 
 Files = Mapping[str, bytes]
@@ -41,7 +44,8 @@ class Change:
 class Fit:
     """The table that was measured, the plan that follows from it, and what that changed.
 
-    `unmeasured` is the setting that would have come next, had there been time.
+    `unmeasured` is the setting that would have come next, had there been time; `busy_percent` is how much of the
+    processors others used just before.
     """
 
     goal: Goal
@@ -50,6 +54,7 @@ class Fit:
     plan: Plan
     changes: tuple[Change, ...]
     seconds: float
+    busy_percent: float
 
 
 def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], announce: Callable[[Row], None]) -> Fit:
@@ -61,6 +66,7 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
     start = time.monotonic()
     files = _committed(workspace)
     goal = goal_of(files)
+    busy = psutil.cpu_percent(BUSY_SECONDS)
     table: list[Row] = []
     while setting := fit.next_setting(table, goal):
         left = LIMIT_SECONDS - (time.monotonic() - start)
@@ -77,14 +83,14 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
         )
     plan = fit.chosen(found, goal)
     changes = _write(workspace, files, plan)
-    return Fit(goal, tuple(table), setting, plan, changes, time.monotonic() - start)
+    return Fit(goal, tuple(table), setting, plan, changes, time.monotonic() - start, busy)
 
 
 def goal_of(files: Files) -> Goal:
     """What a lab's files say: its context, budget, and the depth and rows that it has now."""
     prepare, train = files[PREPARE].decode(), files[ENTRY].decode()
-    start = Setting(_number(train, ENTRY, "DEPTH"), _number(train, ENTRY, "DEVICE_BATCH_SIZE"))
-    return Goal(_number(prepare, PREPARE, "MAX_SEQ_LEN"), presets.budget(prepare), start)
+    start = Setting(number(train, ENTRY, "DEPTH"), number(train, ENTRY, "DEVICE_BATCH_SIZE"))
+    return Goal(number(prepare, PREPARE, "MAX_SEQ_LEN"), presets.budget(prepare), start)
 
 
 def _committed(workspace: Workspace) -> Files:
@@ -100,7 +106,7 @@ def _committed(workspace: Workspace) -> Files:
     return workspace.files(commit)
 
 
-def _number(source: str, file: str, name: str) -> int:
+def number(source: str, file: str, name: str) -> int:
     """A top-level constant that is a whole number or a product of powers, like 40 * 2**19."""
     found = re.search(rf"^{name} = (\d[\d_ *]*?)\s*(#.*)?$", source, re.MULTILINE)
     if not found:
@@ -190,7 +196,7 @@ def _write(workspace: Workspace, files: Files, plan: Plan) -> tuple[Change, ...]
     filled = {}
     for file, constants in wanted.items():
         source = files[file].decode()
-        old = {name: _number(source, file, name) for name in constants}
+        old = {name: number(source, file, name) for name in constants}
         changed = {name: new for name, new in constants.items() if new != old[name]}
         changes += (Change(file, name, old[name], new) for name, new in changed.items())
         filled[file] = _filled(files[file], file, changed)

@@ -17,6 +17,8 @@ from autoresearch.trial import ENTRY
 from autoresearch.views import terminal
 from autoresearch.workspace import Workspace
 
+BUSY_PERCENT = 25  # of the processors: above it they are slower than a quiet night's
+
 
 def new(
     directory: Annotated[Path, typer.Argument(help="Where to make the lab; must be empty or not there.")],
@@ -83,6 +85,10 @@ def _fit(lab: Path, *, as_json: bool) -> None:
         print_json(found)
         return
     terminal.show_plan(found.plan, found.goal, found.unmeasured, console)
+    if found.busy_percent > BUSY_PERCENT:
+        print(
+            f"{found.busy_percent:.0f} % of the processors were busy with something else: fit again when they are not"
+        )
     for change in found.changes:
         print(f"{change.file}: {change.name} {change.old:,} -> {change.new:,}")
     if any(change.file == "prepare.py" for change in found.changes):
