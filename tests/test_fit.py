@@ -165,6 +165,8 @@ def test_rows_without_room_for_evaluation_are_not_chosen() -> None:
     after = fit.next_setting(table, RTX_4090.goal)
     assert after is not None
     assert after.rows < asked.rows
+    table[-1] = Row(asked, None, "not done in 9 s")
+    assert fit.chosen(fit.measured(table), RTX_4090.goal).rows == asked.rows
 
 
 def test_no_more_is_evaluated_than_there_is_and_where_it_is_not_measured_it_is_estimated() -> None:

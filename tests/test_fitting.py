@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import config, fitting, git
+from autoresearch import config, fit, fitting, git, stopwatch
 from autoresearch.errors import UserError
 from autoresearch.fit import Row, Setting
 from autoresearch.fitting import Change, Fit
@@ -129,10 +129,14 @@ def test_a_train_py_without_the_names_that_are_needed_is_told_so(tiny: Path) -> 
     assert git.changed_paths(tiny) == ()
 
 
-def test_a_train_py_that_fails_by_itself_is_shown_with_the_end_of_its_log(tiny: Path) -> None:
+def test_a_train_py_that_fails_by_itself_is_told_with_the_last_line_of_its_log(tiny: Path) -> None:
     edit(tiny, "def count_parameters(", "raise ValueError('no idea')\n\n\ndef count_parameters(")
-    with pytest.raises(UserError, match=r"(?s)failed with code 1.*no idea"):
+    with pytest.raises(UserError, match=r"failed with code 1 .*ValueError: no idea.*mend that first"):
         measure(tiny)
+
+
+def test_both_sides_call_want_of_memory_the_same() -> None:
+    assert stopwatch.OUT_OF_MEMORY == fit.OUT_OF_MEMORY
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ MEMORY_SHARE = 0.8  # of the free memory, at most: the rest is for what a resear
 NEARLY = 0.97  # of the best speed is as good: then fewer rows, which need less memory
 EVALUATION_SHARE = 0.08  # of the budget that scoring may take at most, so that a power of two takes at least half of it
 GRADING_COST = 1.2  # of scoring from outside the run, in scoring inside it
+OUT_OF_MEMORY = "out of memory"  # a problem of a row
 LEAST_EVALUATION, MOST_EVALUATION = 2**16, 40 * 2**19  # tokens; the most is the reference's
 
 
@@ -145,12 +146,11 @@ def _most_memory(best: Plan, found: Mapping[Setting, Measurement]) -> float:
 def measured(table: Iterable[Row]) -> dict[Setting, Measurement]:
     """What was found, by setting without `evaluate`; a later measurement, with evaluation, replaces an earlier one.
 
-    Where evaluation failed, for want of memory, that setting and those with more rows do not count, unless there is
-    no other.
+    Where evaluation ran out of memory that setting and those with more rows do not count, unless there is no other.
     """
     table = list(table)
     found = {Setting(row.setting.depth, row.setting.rows): row.found for row in table if row.found}
-    failed = [row.setting for row in table if row.setting.evaluate and not row.found]
+    failed = [row.setting for row in table if row.setting.evaluate and OUT_OF_MEMORY in row.problem]
     roomy = {
         setting: measurement
         for setting, measurement in found.items()

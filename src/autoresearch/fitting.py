@@ -21,9 +21,11 @@ from autoresearch.trial import ENTRY
 from autoresearch.workspace import Workspace
 
 PREPARE = "prepare.py"
+CONSTANTS = {"DEPTH": ENTRY, "DEVICE_BATCH_SIZE": ENTRY, "TOTAL_BATCH_SIZE": ENTRY, "EVAL_TOKENS": PREPARE}  # are set
 LIMIT_SECONDS = 108.0  # for all measurements; with what starts and ends them it stays under two minutes
 LONGEST_SECONDS = 60.0  # for one
-TAIL_CHARACTERS = 500
+LONGEST_LINE = 300  # characters of a log that are shown
+FAILED = "failed"
 BUSY_SECONDS = 1.0
 LOG = "log"
 
@@ -61,7 +63,7 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
     """Measure, decide and write; every row is announced as it comes.
 
     Raises:
-        UserError: the files have uncommitted edits or not the names that are needed, or nothing could be measured.
+        UserError: the files have uncommitted edits or not what is needed, or nothing could be measured.
     """
     start = time.monotonic()
     files = _committed(workspace)
@@ -72,8 +74,11 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
         left = LIMIT_SECONDS - (time.monotonic() - start)
         if left < _likely_seconds(table):
             break
-        table.append(_measure(setting, goal, files, python, environment, min(left, LONGEST_SECONDS)))
-        announce(table[-1])
+        row = _measure(setting, goal, files, python, environment, min(left, LONGEST_SECONDS))
+        if not table and row.problem.startswith(FAILED):
+            raise UserError(f"train.py {row.problem}: mend that first, `autoresearch train` shows all of it")
+        table.append(row)
+        announce(row)
     found = fit.measured(table)
     if not found:
         tried = f"{len(table)} settings tried, the last: {table[-1].problem}"
@@ -87,10 +92,14 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
 
 
 def goal_of(files: Files) -> Goal:
-    """What a lab's files say: its context, budget, and the depth and rows that it has now."""
-    prepare, train = files[PREPARE].decode(), files[ENTRY].decode()
-    start = Setting(number(train, ENTRY, "DEPTH"), number(train, ENTRY, "DEVICE_BATCH_SIZE"))
-    return Goal(number(prepare, PREPARE, "MAX_SEQ_LEN"), presets.budget(prepare), start)
+    """What a lab's files say: its context, budget, and the depth and rows that it has now.
+
+    Raises:
+        UserError: they lack a constant that is read, or that is to be set.
+    """
+    now = {name: number(files[file].decode(), file, name) for name, file in CONSTANTS.items()}
+    context = number(files[PREPARE].decode(), PREPARE, "MAX_SEQ_LEN")
+    return Goal(context, presets.budget(files[PREPARE].decode()), Setting(now["DEPTH"], now["DEVICE_BATCH_SIZE"]))
 
 
 def _committed(workspace: Workspace) -> Files:
@@ -143,7 +152,7 @@ def _measure(
         for path, content in files.items():
             (directory / path).parent.mkdir(parents=True, exist_ok=True)
             (directory / path).write_bytes(content)
-        (directory / ENTRY).write_bytes(_filled(files[ENTRY], ENTRY, constants))
+        (directory / ENTRY).write_bytes(_filled(files[ENTRY], constants))
         shutil.copyfile(stopwatch.__file__, directory / stopwatch.FILE)
         command = [str(python), stopwatch.FILE, *([stopwatch.EVALUATE] if setting.evaluate else [])]
         ended = process.run_group(
@@ -163,7 +172,7 @@ def _outcome(directory: Path, exit_code: int | None, deadline_seconds: float) ->
     """What the stopwatch found, or what became of it.
 
     Raises:
-        UserError: train.py lacks what the stopwatch calls, or fails by itself.
+        UserError: train.py lacks what the stopwatch calls.
     """
     result = directory / stopwatch.RESULT
     found = json.loads(result.read_text()) if result.exists() else {}
@@ -178,9 +187,9 @@ def _outcome(directory: Path, exit_code: int | None, deadline_seconds: float) ->
     if exit_code is None:
         return None, f"not done in {deadline_seconds:.0f} s"
     if exit_code < 0:  # on a CPU the system kills what takes too much
-        return None, f"ended by signal {-exit_code}, likely {stopwatch.OUT_OF_MEMORY}"
-    tail = (directory / LOG).read_text(errors="replace").strip()[-TAIL_CHARACTERS:]
-    raise UserError(f"train.py failed with code {exit_code} while it was measured, so mend that first: {tail}")
+        return None, f"{fit.OUT_OF_MEMORY}, likely: ended by signal {-exit_code}"
+    lines = (directory / LOG).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    return None, f"{FAILED} with code {exit_code} while it was measured ({lines[-1][:LONGEST_LINE]})"
 
 
 # ---------------------------------------------------------------- writing
@@ -189,27 +198,23 @@ def _outcome(directory: Path, exit_code: int | None, deadline_seconds: float) ->
 def _write(workspace: Workspace, files: Files, plan: Plan) -> tuple[Change, ...]:
     """Set the plan's constants in the lab's files, where they differ."""
     wanted = {
-        ENTRY: {"DEPTH": plan.depth, "DEVICE_BATCH_SIZE": plan.rows, "TOTAL_BATCH_SIZE": plan.batch_tokens},
-        PREPARE: {"EVAL_TOKENS": plan.evaluation_tokens},
+        "DEPTH": plan.depth,
+        "DEVICE_BATCH_SIZE": plan.rows,
+        "TOTAL_BATCH_SIZE": plan.batch_tokens,
+        "EVAL_TOKENS": plan.evaluation_tokens,
     }
-    changes: list[Change] = []
-    filled = {}
-    for file, constants in wanted.items():
-        source = files[file].decode()
-        old = {name: number(source, file, name) for name in constants}
-        changed = {name: new for name, new in constants.items() if new != old[name]}
-        changes += (Change(file, name, old[name], new) for name, new in changed.items())
-        filled[file] = _filled(files[file], file, changed)
+    made = (
+        Change(file, name, number(files[file].decode(), file, name), wanted[name]) for name, file in CONSTANTS.items()
+    )
+    changes = tuple(change for change in made if change.old != change.new)
     for file in {change.file for change in changes}:
-        atomic.write(workspace.root / file, filled[file])
-    return tuple(changes)
+        constants = {change.name: change.new for change in changes if change.file == file}
+        atomic.write(workspace.root / file, _filled(files[file], constants))
+    return changes
 
 
-def _filled(content: bytes, file: str, constants: Mapping[str, int]) -> bytes:
-    try:
-        return presets.fill(content.decode(), {name: literal(value) for name, value in constants.items()}).encode()
-    except KeyError as error:
-        raise UserError(f"{file}: {error.args[0]}, which --fit sets: add it") from error
+def _filled(content: bytes, constants: Mapping[str, int]) -> bytes:
+    return presets.fill(content.decode(), {name: literal(value) for name, value in constants.items()}).encode()
 
 
 def literal(number: int) -> str | int:

@@ -23,7 +23,7 @@ EVALUATE = "evaluate"  # the argument that asks for evaluation too
 NEEDED = ("build", "warm_up", "peak_memory_mb", "count_parameters", "DEVICE_BATCH_SIZE")
 OUT_OF_MEMORY = "out of memory"
 SHORT_OF_MEMORY = re.compile("MemoryError|out of memory|allocate memory|ALLOC_FAILED")  # in the repr of an error
-LEAST_STEPS, LEAST_SECONDS = 5, 1.5  # a measurement is over when it has both,
+LEAST_STEPS, LEAST_SECONDS = 5, 3.0  # a measurement is over when it has both,
 MOST_SECONDS = 8.0  # or this
 CHUNK = 8192  # tokens whose losses are computed at a time, as prepare.py does
 
