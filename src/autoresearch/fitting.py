@@ -72,7 +72,7 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
     table: list[Row] = []
     while setting := fit.next_setting(table, goal):
         left = LIMIT_SECONDS - (time.monotonic() - start)
-        if left < _likely_seconds(table):
+        if table and left < _likely_seconds(table):
             break
         row = _measure(setting, goal, files, python, environment, min(left, LONGEST_SECONDS))
         if not table and row.problem.startswith(FAILED):
@@ -83,8 +83,8 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
     if not found:
         tried = f"{len(table)} settings tried, the last: {table[-1].problem}"
         raise UserError(
-            f"nothing could be measured in {LIMIT_SECONDS:.0f} s ({tried}): begin with a smaller preset, like "
-            "`autoresearch new DIR --preset laptop`"
+            f"nothing could be measured in {LIMIT_SECONDS:.0f} s ({tried}; {busy:.0f} % of the processors were busy "
+            "before): wait until the machine is idle, or lower DEVICE_BATCH_SIZE in train.py"
         )
     plan = fit.chosen(found, goal)
     changes = _write(workspace, files, plan)
@@ -129,7 +129,7 @@ def number(source: str, file: str, name: str) -> int:
 
 def _likely_seconds(table: Sequence[Row]) -> float:
     """What the next measurement takes, more or less: as long as the longest that ended by itself."""
-    return max((row.seconds for row in table if row.found), default=1.0)
+    return max((row.seconds for row in table if row.found), default=0.0)
 
 
 def _measure(

@@ -86,16 +86,16 @@ def _fit(lab: Path, *, as_json: bool) -> None:
         return
     terminal.show_plan(found.plan, found.goal, found.unmeasured, console)
     if found.busy_percent > BUSY_PERCENT:
-        print(
-            f"{found.busy_percent:.0f} % of the processors were busy with something else: fit again when they are not"
-        )
+        print(f"{found.busy_percent:.0f} % of the processors were busy with something else: fit again when idle")
     for change in found.changes:
         print(f"{change.file}: {change.name} {change.old:,} -> {change.new:,}")
     if any(change.file == "prepare.py" for change in found.changes):
         print("prepare.py is frozen in a campaign: scores before and after this do not compare")
     begun = Ledger(workspace.ledger).campaign() is not None
+    there = "" if lab == HERE else f"cd {lab} && "
     run = "autoresearch run" + (" --tag NAME" if begun else "")
-    print(f'next: git commit -am "fit this machine" && {run}' if found.changes else "nothing to change")
+    next_step = f'next: {there}git commit -am "fit this machine" && {run}'
+    print(next_step if found.changes else "the sizes fit as they are")
 
 
 def prepare(lab: Lab = HERE) -> None:
