@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-# The reference has 499.6 M tokens for 50.3 M parameters: 10 a parameter. Chinchilla (arXiv 2203.15556) found 20 best.
+# The reference has 499.6 M tokens for 50.3 M parameters, 10 a parameter, and gained by one layer more, so that it is
+# not too few for a minute's or an hour's budget, though Chinchilla (arXiv 2203.15556) found 20 best.
 TOKENS_PER_PARAMETER = 10.0
 # The reference did best with 2^18 tokens a step; the best batch grows with tokens^0.383.
 REFERENCE_BATCH, REFERENCE_TOKENS, BATCH_EXPONENT = 2**18, 499.6e6, 0.383
@@ -21,7 +22,7 @@ LONGEST_LEAP = 2  # a depth is not measured more than so many times as deep as t
 RATIO_EXPONENT = -5.0  # width grows with depth: parameters and seconds a token both with about depth^2.5
 MEMORY_SHARE = 0.8  # of the free memory, at most: the rest is for what a researcher adds
 NEARLY = 0.97  # of the best speed is as good: then fewer rows, which need less memory
-EVALUATION_SHARE = 0.08  # of the budget that scoring may take at most, so that a power of two takes at least half of it
+EVALUATION_SHARE = 0.08  # of the budget that scoring may take at most; a power of two takes half of that or more
 GRADING_COST = 1.2  # of scoring from outside the run, in scoring inside it
 OUT_OF_MEMORY = "out of memory"  # a problem of a row
 LEAST_EVALUATION, MOST_EVALUATION = 2**16, 40 * 2**19  # tokens; the most is the reference's
