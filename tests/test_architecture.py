@@ -12,7 +12,7 @@ PACKAGE = Path(autoresearch.__file__).parent
 # From the bottom to the top: a module may import what stands in an earlier row, and nothing else.
 LAYERS = (
     {"__init__"},
-    {"records", "errors", "landlock", "noise", "posterior"},
+    {"records", "errors", "landlock", "noise", "posterior", "fit"},
     {"events", "pruning"},
     {"campaign"},
     {
@@ -27,6 +27,7 @@ LAYERS = (
         "confirming",
         "diagnosis",
         "trial",
+        "stopwatch",
         "config",
         "registry",
         "hardware",
@@ -38,7 +39,7 @@ LAYERS = (
         "scoring",
     },
     {"ledger", "grader", "report", "workspace", "presets", "judge"},
-    {"doctor", "prompt", "archive", "memory", "standing", "audit"},
+    {"doctor", "fitting", "prompt", "archive", "memory", "standing", "audit"},
     {"comparing"},
     {"papers"},
     {"researchers", "executors", "views"},
@@ -72,13 +73,13 @@ ALLOWED = {
     "executors": {"records", "errors", "interfaces", "process", "trial", "watching", "sandbox", "usage"},
     "views": {
         *("records", "events", "errors", "report", "audit", "ledger", "atomic", "doctor", "campaign", "standing"),
-        "comparing",
+        *("comparing", "fit"),
     },
 }
 STDLIB_ONLY = {
     *("records", "errors", "interfaces", "guard", "diagnosis", "timing", "ledger", "grader", "brief"),
     *("report", "memory", "prompt", "campaign", "events", "posterior", "pruning", "confirming", "judge", "standing"),
-    "comparing",
+    *("comparing", "fit"),
 }
 HEAVY = {
     *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx", "scipy"),

@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch import compose, config, doctor, hardware, presets, process
+from autoresearch import compose, config, doctor, fitting, hardware, presets, process
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.errors import UserError
+from autoresearch.fit import Row
+from autoresearch.ledger import Ledger
 from autoresearch.trial import ENTRY
 from autoresearch.views import terminal
 from autoresearch.workspace import Workspace
+
+BUSY_PERCENT = 25  # of the processors: above it they are slower than a quiet night's
 
 
 def new(
@@ -38,11 +42,23 @@ def new(
     print(f"next: cd {directory} && autoresearch run        (program.md is yours to edit)")
 
 
-def doctor_(as_json: AsJson = False, lab: Lab = HERE) -> None:
+def doctor_(
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Measure the lab here and write the sizes that fit, in two minutes.")
+    ] = False,
+    as_json: AsJson = False,
+    lab: Lab = HERE,
+) -> None:
     """Check this machine: device, torch, memory, disk, git, sandbox, a real attention forward and backward.
 
-    Example: autoresearch doctor
+    With --fit it measures speed and memory of the lab's train.py here instead, shows the table, and sets DEPTH,
+    DEVICE_BATCH_SIZE and TOTAL_BATCH_SIZE in train.py and EVAL_TOKENS in prepare.py by it, for you to commit.
+
+    Example: autoresearch doctor --fit --lab my-lab
     """
+    if fit:
+        _fit(lab, as_json=as_json)
+        return
     checks = []
     for check in doctor.examine(lab.resolve()):
         checks.append(check)
@@ -52,6 +68,36 @@ def doctor_(as_json: AsJson = False, lab: Lab = HERE) -> None:
         print_json(checks)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
+
+
+def _fit(lab: Path, *, as_json: bool) -> None:
+    workspace, console = Workspace.open(lab), Console()
+    settings, _ = config.load(workspace.program)
+    python = compose.interpreter(settings, workspace.root)
+
+    def announce(row: Row) -> None:
+        if not as_json:
+            terminal.show_measurement(row, console)
+
+    with workspace.lock():  # nothing else may use the machine's time, nor read the files meanwhile
+        if not as_json:
+            print(terminal.FIT_HEAD)
+        found = fitting.fit_lab(workspace, python, config.run_environment(), announce)
+    if as_json:
+        print_json(found)
+        return
+    terminal.show_plan(found.plan, found.goal, found.unmeasured, console)
+    if found.busy_percent > BUSY_PERCENT:
+        print(f"{found.busy_percent:.0f} % of the processors were busy with something else: fit again when idle")
+    for change in found.changes:
+        print(f"{change.file}: {change.name} {change.old:,} -> {change.new:,}")
+    if any(change.file == "prepare.py" for change in found.changes):
+        print("prepare.py is frozen in a campaign: scores before and after this do not compare")
+    begun = Ledger(workspace.ledger).campaign() is not None
+    there = "" if lab == HERE else f"cd {lab} && "
+    run = "autoresearch run" + (" --tag NAME" if begun else "")
+    next_step = f'next: {there}git commit -am "fit this machine" && {run}'
+    print(next_step if found.changes else "the sizes fit as they are")
 
 
 def prepare(lab: Lab = HERE) -> None:

@@ -16,13 +16,24 @@ from rich.text import Text
 from autoresearch.campaign import Campaign, Trial
 from autoresearch.doctor import Check
 from autoresearch.events import CampaignStarted, RunEnded
+from autoresearch.fit import TOKENS_PER_PARAMETER, Goal, Plan, Setting
+from autoresearch.fit import Row as FitRow
 from autoresearch.records import Comparable, Status
 from autoresearch.report import Gain, Report, Row, Step, one_line, plain, reason
 from autoresearch.standing import Measured, Standing
 from autoresearch.views.lines import COLOURS, LABEL_WIDTH, UNTOLD, label, say, set_up
 from autoresearch.views.live import LiveView
 
-__all__ = ["LiveView", "show_check", "show_log", "show_report", "show_status", "show_trial"]
+__all__ = [
+    "LiveView",
+    "show_check",
+    "show_log",
+    "show_measurement",
+    "show_plan",
+    "show_report",
+    "show_status",
+    "show_trial",
+]
 
 MARKS = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("warn", "yellow")}
 RECENT = 3  # verdicts that `status` names
@@ -91,6 +102,43 @@ def show_log(rows: Iterable[Row], console: Console, classes: str | None = None) 
         say(console, Text("no trial has ended yet"))
     if classes:
         say(console, label("class", classes))
+
+
+# ---------------------------------------------------------------- doctor --fit
+
+FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s    memory of what is free  evaluation"
+
+
+def show_measurement(row: FitRow, console: Console) -> None:
+    """One line of the table that the sizes are decided from, under FIT_HEAD."""
+    head = f"{row.setting.depth:>5}  {row.setting.rows:>4}  "
+    found = row.found
+    if found is None:
+        say(console, Text.assemble(head, (one_line(row.problem), "yellow")))
+        return
+    speed = found.tokens / (found.pass_seconds + found.optimizer_seconds)
+    scored = f"{found.tokens / found.evaluation_seconds:,.0f}/s" if found.evaluation_seconds else ""
+    line = f"{found.parameters / 1e6:>8.1f} M  {found.pass_seconds:>14.3f} s  {found.optimizer_seconds:>8.3f} s"
+    memory = f"{found.memory_mb / 1024:>10.2f} of {found.free_mb / 1024:6.1f} GiB"
+    say(console, Text(f"{head}{line}  {speed:>10,.0f}  {memory}  {scored:>10}".rstrip()))
+
+
+def show_plan(plan: Plan, goal: Goal, unmeasured: Setting | None, console: Console) -> None:
+    """The sizes that were decided, each with its reason."""
+    tokens = f"{plan.tokens / 1e6:.1f} M tokens in {goal.budget_seconds:g} s"
+    ratio = f"{plan.tokens_per_parameter:.1f} for each of {plan.parameters / 1e6:.1f} M parameters"
+    how = "measured" if plan.evaluation_measured else "estimated"
+    scoring = f"about {plan.evaluation_seconds:.1f} s a score ({how})"
+    say(
+        console,
+        label("depth", f"{plan.depth}: {tokens}, {ratio} (aim {TOKENS_PER_PARAMETER:g})"),
+        label("batch", f"{plan.batch_tokens:,} tokens, {plan.passes} x {plan.rows} rows: {plan.steps:,} steps"),
+        label("evaluation", f"{plan.evaluation_tokens:,} tokens: {scoring}"),
+    )
+    if unmeasured:
+        what = "evaluation at " if unmeasured.evaluate else ""
+        said = f"no time left for {what}depth {unmeasured.depth} with {unmeasured.rows} rows: run it again when idle"
+        say(console, label("unmeasured", said, "yellow"))
 
 
 # ---------------------------------------------------------------- one trial
