@@ -105,8 +105,9 @@ def _serve(sampler: Sampler, port: int) -> None:
         from autoresearch import serving
     except ImportError as error:
         raise UserError(f"--serve needs {error.name}: run `pip install 'autoresearch[web]'`") from error
+    name = sampler.model.name
     with contextlib.suppress(KeyboardInterrupt), stopping.ended_as_by_hand(), sampler:
-        serving.serve(sampler, port, lambda url: print(f"{sampler.model.name} answers at {url} (Ctrl-C ends it)"))
+        serving.serve(sampler, port, lambda url: print(f"{name} answers at {url} (Ctrl-C ends it)", flush=True))
 
 
 def _harmless(text: str) -> str:
