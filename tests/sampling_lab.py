@@ -36,7 +36,7 @@ class SamplingLab:
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program in this lab."""
         command = [sys.executable, "-m", "autoresearch", *words, "--lab", str(self.root)]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=280)
 
     @property
     def workspace(self) -> Workspace:
@@ -65,6 +65,16 @@ def make(root: Path) -> SamplingLab:
     (root / "script.json").write_text("[]")  # so that nothing but the baseline is run
     done = lab.call("run", "--tag", "t", "--researcher", f"scripted:{root / 'script.json'}")
     assert done.returncode == 0, done.stdout + done.stderr
+    return lab
+
+
+def endless(lab: SamplingLab) -> SamplingLab:
+    """The same lab, whose kept model never ends a document, so that a text is as long as it is wanted."""
+    path, end = lab.folder / "train.py", "return soft_cap(self.head(x).float())"
+    specials = "torch.arange(self.head.out_features - 4, self.head.out_features)"
+    text = path.read_text()
+    assert end in text
+    path.write_text(text.replace(end, f"{end}.index_fill(-1, {specials}, -1e9)"))
     return lab
 
 

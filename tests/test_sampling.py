@@ -17,7 +17,7 @@ import pytest
 from autoresearch import sandbox
 from autoresearch.errors import UserError
 from autoresearch.sampling import Cell, Piece, Request, Sampler, until_stop
-from sampling_lab import CONTEXT, SamplingLab, edited, make, sampler, written
+from sampling_lab import CONTEXT, SamplingLab, edited, endless, make, sampler, written
 
 SMEAR = (
     "x = x0 = norm(self.embedding(idx).to(self.dtype))",
@@ -41,7 +41,7 @@ sys.stderr.write(tokenizer.decode(tokens[start:]))
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> SamplingLab:
-    return make(tmp_path_factory.mktemp("sampling"))
+    return endless(make(tmp_path_factory.mktemp("sampling")))
 
 
 def test_a_model_goes_on_with_a_text_and_leaves_no_process(lab: SamplingLab) -> None:
@@ -49,11 +49,10 @@ def test_a_model_goes_on_with_a_text_and_leaves_no_process(lab: SamplingLab) -> 
     with sampler(lab.model(), said) as made:
         wanted = {"max_tokens": 3 * CONTEXT, "temperature": 1.0}
         text, last = written(made, seed=5, **wanted)
-        assert (last.finish, last.tokens) == ("length", 3 * CONTEXT) or last.finish == "stop"
+        assert (last.finish, last.tokens) == ("length", 3 * CONTEXT)
         assert len(text) > 20
         assert written(made, seed=5, **wanted)[0] == text
         assert written(made, seed=6, **wanted)[0] != text
-        assert written(made, seed=5, temperature=1.0, max_tokens=4)[1].tokens <= 4
         assert written(made, prompt="", max_tokens=4)[1].prompt_tokens == 1
         begun = made.generate(Request("The", max_tokens=10**9, temperature=0))
         next(begun)
@@ -176,7 +175,7 @@ def test_a_text_can_be_stopped_by_hand(lab: SamplingLab, number: signal.Signals)
         child.send_signal(number)
         assert child.wait(20) == 130
         assert family
-        assert [process for process in family if process.is_running()] == []
+        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 # ---------------------------------------------------------------- stops

@@ -33,6 +33,7 @@ WRITER_NAME = "autoresearch_sample.py"
 LONGEST_PROMPT = 100_000  # characters
 # train.py compiles its model, which would be compiled anew for each length of a text.
 NOT_COMPILED = {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
+SECONDS_TO_END = 5.0
 FINISHES = ("stop", "length")
 
 
@@ -184,6 +185,7 @@ class Sampler:
         return UserError(f"the process of trial {self.model.trial} does not keep to what was agreed ({how})")
 
     def _ended(self) -> UserError:
+        self._thread.join(SECONDS_TO_END)  # it may have hung up and go on
         self._over.set()
         self._thread.join()
         return UserError(f"the process of trial {self.model.trial} has ended: {one_line(self._why)}")
