@@ -150,7 +150,8 @@ def test_the_page_needs_nothing_from_elsewhere(served: Served) -> None:
 def test_who_hangs_up_ends_the_text_and_others_wait_in_line(served: Served) -> None:
     wanted = {"prompt": "The", "max_tokens": LONG, "temperature": 0}
     with httpx.stream("POST", f"{served.url}/v1/completions", json={**wanted, "stream": True}, timeout=60) as endless:
-        next(endless.iter_lines())
+        lines = endless.iter_lines()  # which hangs up when it is let go of
+        next(lines)
         waiting: list[int] = []
         thread = threading.Thread(target=lambda: waiting.append(served.post(max_tokens=3).status_code))
         thread.start()
@@ -169,7 +170,8 @@ def test_it_ends_in_the_middle_of_a_text_and_leaves_no_process(lab: SamplingLab,
     made = serve(lab)
     asked = {"max_tokens": LONG, "stream": True}
     with httpx.stream("POST", f"{made.url}/v1/completions", json=asked, timeout=60) as endless:
-        next(endless.iter_lines())
+        lines = endless.iter_lines()  # which hangs up when it is let go of
+        next(lines)
         assert stop(made, number) == (0, [])
 
 
