@@ -63,7 +63,7 @@ def main() -> None:
                 ratios = sorted(with_it / without for with_it, without in rates)
                 print(
                     f"{tokens} tokens: {cached:.0f} tokens/s with the cache, {plain:.0f} without, ratio "
-                    f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f} in {REPETITIONS} repetitions)"
+                    f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f} in {REPETITIONS})"
                 )
 
 
