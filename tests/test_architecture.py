@@ -39,15 +39,15 @@ LAYERS = (
         "scoring",
     },
     {"ledger", "grader", "report", "workspace", "presets", "judge"},
-    {"doctor", "fitting", "prompt", "archive", "memory", "standing", "audit"},
+    {"doctor", "fitting", "prompt", "archive", "memory", "standing", "audit", "models", "generating"},
     {"comparing"},
     {"papers"},
     {"researchers", "executors", "views"},
-    {"stages"},
+    {"stages", "sampling"},
     {"proposing", "running"},
     {"loop"},
     {"compose", "stopping"},
-    {"interactive"},
+    {"interactive", "serving"},
     {"mcp_server"},
     {"commands"},
     {"cli"},
@@ -84,9 +84,13 @@ STDLIB_ONLY = {
 HEAVY = {
     *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx", "scipy"),
     *("pydantic_ai", "openai", "anthropic", "mcp", "mcp_types", "arxiv", "pypdf"),
+    *("safetensors", "starlette", "uvicorn"),
 }
 # Imported only when chosen, so that their heavy libraries may stand at the top.
-BACKENDS = ("probes", "scoring", "researchers.builtin", "researchers.dialogue.conversation", "views.chart")
+BACKENDS = (
+    *("probes", "scoring", "generating", "serving"),
+    *("researchers.builtin", "researchers.dialogue.conversation", "views.chart"),
+)
 LAB = PACKAGE / "lab"
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from autoresearch import __version__
-from autoresearch.commands import judging, looking, making, research
+from autoresearch.commands import judging, looking, making, research, sampling
 from autoresearch.errors import UserError
 
 REMEDIES = {
@@ -48,6 +48,7 @@ app.command("confirm")(judging.confirm)
 app.command("replay")(judging.replay)
 app.command("aa")(judging.aa)
 app.command("audit")(judging.audit)
+app.command("sample")(sampling.sample)
 
 
 # ---------------------------------------------------------------- the error boundary

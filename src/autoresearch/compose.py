@@ -22,6 +22,7 @@ from autoresearch.interfaces import Executor, Judge, Kit, Researcher
 from autoresearch.judge import Terms
 from autoresearch.ledger import Ledger
 from autoresearch.records import RunEvent
+from autoresearch.sampling import Cell
 from autoresearch.sandbox import Limits
 from autoresearch.stages import Policy, Stages
 from autoresearch.trial import ENTRY
@@ -100,6 +101,12 @@ def executor(settings: Config, workspace: Workspace, python: Path, namespace: st
         lambda: splits.readable(prepare_py) if prepare_py else (config.cache_directory(),),
     )
     return made
+
+
+def cell(settings: Config, root: Path) -> Cell:
+    """Where a kept model of the lab is let write: confined as its runs are."""
+    chosen = sandbox.choose(settings.sandbox)
+    return Cell(interpreter(settings, root), config.run_environment(), chosen, Limits(memory_gb=settings.memory_gb))
 
 
 def judge(settings: Config) -> Judge:

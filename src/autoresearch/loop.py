@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from autoresearch import atomic, comparing, guard, report
+from autoresearch import atomic, comparing, guard, models, report
 from autoresearch.campaign import Campaign, Trial, comparable
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.events import (
@@ -284,7 +284,9 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
             simpler=decision.simpler,
         )
     )
-    if not kept:
+    if kept:
+        models.save(stages.workspace, campaign, trial)
+    else:
         stages.workspace.drop_checkpoints(trial.number)
     publish(stages, stages.campaign(campaign.tag))
     if campaign.incumbent is None and not kept:

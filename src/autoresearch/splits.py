@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from autoresearch.errors import UserError
 from autoresearch.trial import RUN_SIDE
 
 Array = npt.NDArray[Any]
+TOKENIZER = "tokenizer.tiktoken"  # the only file of a lab's data that a model needs to answer
 NEEDED = {"MAX_SEQ_LEN", "EVAL_TOKENS", "Tokenizer", "pack_epoch", "prepared_file", "evaluate_bpb"}
 
 
@@ -38,6 +40,15 @@ class SplitData:
     @property
     def vocabulary(self) -> int:
         return len(self.byte_lengths)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a lab turns text into tokens: its context and vocabulary, in tokens, and its tokenizer's file."""
+
+    context: int
+    vocabulary: int
+    tokenizer: bytes
 
 
 def can_be_graded(prepare: str) -> bool:
@@ -60,18 +71,36 @@ def read(prepare: str) -> SplitData:
     Raises:
         UserError: the data is not there, or the file cannot be loaded.
     """
-    try:
+    with _mendable("the splits"):
         return _read(_load(prepare))
+
+
+def reading(prepare: str) -> Reading:
+    """How this prepare.py turns text into tokens.
+
+    Raises:
+        UserError: the data is not there, or the file cannot be loaded.
+    """
+    with _mendable("the tokenizer"):
+        lab: Any = _load(prepare)
+        vocabulary = lab.Tokenizer.from_directory().get_vocab_size()
+        return Reading(int(lab.MAX_SEQ_LEN), int(vocabulary), lab.prepared_file(TOKENIZER).read_bytes())
+
+
+@contextlib.contextmanager
+def _mendable(what: str) -> Iterator[None]:
+    try:
+        yield
     except SystemExit as error:  # prepare.py's own sentence for what a person can mend
         raise UserError(f"prepare.py: {error}") from error
     except Exception as error:  # the person's file may fail in any way
-        raise UserError(f"the splits cannot be read by prepare.py: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what} cannot be read by prepare.py: {type(error).__name__}: {error}") from error
 
 
 def readable(prepare: str) -> tuple[Path, ...]:
     """The files of the lab's data that a run may read by their paths: neither tokens of any split, nor text."""
     data = read(prepare).train[0].parent
-    return data / "tokenizer.tiktoken", data / "meta.json"
+    return data / TOKENIZER, data / "meta.json"
 
 
 def _load(prepare: str) -> ModuleType:

@@ -1,0 +1,246 @@
+"""Writes text with a kept model: the part of sampling that runs in the sandbox, beside the model's own train.py.
+
+It stands alone: `sampling.py` copies it there, with the run's side of a trial, whose messages it speaks. Nothing in it
+is trusted. How fast it is depends on a cache of keys and values that train.py knows nothing of: whether that is right
+for a model is found out by comparing, and where it is not, all is computed anew for each token.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+RUN_SIDE = "autoresearch_sample.py"  # what this file is called there
+LONGEST_REASON = 500  # characters
+ALWAYS_CHECKED = 4  # cached tokens after a prompt that are computed both ways; later those at powers of two
+# How far two distributions of the next token may lie apart (0 to 1: the share of draws that would differ).
+TOLERANCE = {torch.float32: 0.002}
+COARSE_TOLERANCE = 0.05  # in bfloat16 and float16
+
+
+# ---------------------------------------------------------------- the cache
+
+
+class Layer:
+    """Stands in for one module's attention and holds the keys and values that it sees, (1, T, heads, head_dim)."""
+
+    def __init__(self, original: Callable[..., Tensor], scale: float | None) -> None:
+        self.original, self.scale = original, scale
+        self.whole = True  # whether a whole text comes, or one token that follows what is held
+        self.keys = self.values = torch.empty(0)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        """A token sees itself and the `window` tokens before it."""
+        if self.whole:
+            self.keys, self.values = k, v
+            return self.original(q, k, v, window)
+        self.keys = torch.cat((self.keys, k), 1)[:, -window - 1 :]
+        self.values = torch.cat((self.values, v), 1)[:, -window - 1 :]
+        q, k, v = q.transpose(1, 2), self.keys.transpose(1, 2), self.values.transpose(1, 2)
+        shared = q.size(1) != k.size(1)  # heads that share their keys
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=shared).transpose(1, 2)
+
+
+class Plain:
+    """Computes a text anew for each token."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def whole(self, tokens: Sequence[int]) -> Tensor:
+        """The logits of the token that follows, float32 (vocabulary,), on the CPU."""
+        logits: Tensor = self.model(torch.tensor([tokens], device=self.device))
+        return logits[0, -1].float().cpu()
+
+    next = whole
+
+
+class Cached(Plain):
+    """Computes only what is new of a text that goes on, and checks that this comes to the same."""
+
+    def __init__(self, model: nn.Module, device: torch.device, scale: float | None, context: int) -> None:
+        super().__init__(model, device)
+        self.held: list[int] = []  # the tokens whose keys and values the layers hold
+        self.steps = 0  # since they last took in a whole text
+        modules = [module for module in model.modules() if callable(vars(module).get("attend"))]
+        self.layers = {module: Layer(vars(module)["attend"], scale) for module in modules}
+        for module, layer in self.layers.items():
+            module.attend = layer  # type: ignore[assignment]
+        table = getattr(model, "rotary", None)
+        is_table = isinstance(table, Tensor) and table.dim() == 5 and table.size(2) >= context
+        self.rotary: Tensor | None = table if is_table else None
+
+    def whole(self, tokens: Sequence[int]) -> Tensor:
+        self._turn(self.rotary, whole=True)
+        logits = super().whole(tokens)
+        self.held, self.steps = list(tokens), 0
+        return logits
+
+    def next(self, tokens: Sequence[int]) -> Tensor:
+        """The same as `whole`.
+
+        Raises:
+            ArithmeticError: it is not the same.
+        """
+        if not self.held or self.held != tokens[:-1]:
+            return self.whole(tokens)
+        position, steps = len(self.held), self.steps + 1
+        self._turn(None if self.rotary is None else self.rotary[:, :, position : position + 1], whole=False)
+        logits = super().whole(tokens[-1:])
+        self.held, self.steps = list(tokens), steps
+        if steps <= ALWAYS_CHECKED or len(tokens) & (len(tokens) - 1) == 0:
+            logits = self._checked(logits, tokens)
+            self.steps = steps
+        return logits
+
+    def _checked(self, found: Tensor, tokens: Sequence[int]) -> Tensor:
+        dtype = next(iter(self.layers.values())).keys.dtype
+        logits = self.whole(tokens)
+        apart = (found.softmax(-1) - logits.softmax(-1)).abs().sum().item() / 2
+        if not apart <= TOLERANCE.get(dtype, COARSE_TOLERANCE):
+            raise ArithmeticError(f"with it {apart:.1%} of the draws would differ at token {len(tokens)}")
+        return logits
+
+    def _turn(self, rotary: Tensor | None, *, whole: bool) -> None:
+        for layer in self.layers.values():
+            layer.whole = whole
+        if rotary is not None:
+            self.model.rotary = rotary
+
+    def remove(self) -> Plain:
+        """Leave the model as it was."""
+        self._turn(self.rotary, whole=True)
+        for module, layer in self.layers.items():
+            module.attend = layer.original  # type: ignore[assignment]
+        return Plain(self.model, self.device)
+
+
+# ---------------------------------------------------------------- the text
+
+
+class Writer:
+    """A model with its tokenizer, ready to write; a text goes on past the context with the last half of it."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, computing: Plain, context: int, note: str = "") -> None:
+        self.tokenizer, self.computing, self.context = tokenizer, computing, context
+        self.bos, self.note = int(tokenizer.get_bos_token_id()), note
+        model.eval()
+
+    @torch.inference_mode()
+    def write(self, request: Mapping[str, Any], tell: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Write until a document ends, `max_tokens` are made, or `tell` does not want more; how it ended.
+
+        `tell` gets each token's text as it comes: whole characters, so that some are empty.
+        """
+        random = torch.Generator().manual_seed(request["seed"])
+        tokens = [self.bos, *self.tokenizer.encode(request["prompt"])]
+        counts, decoder = {"prompt_tokens": len(tokens), "tokens": 0}, codecs.getincrementaldecoder("utf-8")("replace")
+        finish = "length"
+        while counts["tokens"] < request["max_tokens"]:
+            if len(tokens) > self.context:
+                tokens = tokens[-max(1, self.context // 2) :]
+            token = choose(self._logits(tokens), request["temperature"], request["top_k"], random)
+            if self.tokenizer.byte_lengths[token] == 0:  # a special token begins the next document
+                finish = "stop"
+                break
+            tokens.append(token)
+            counts["tokens"] += 1
+            text = decoder.decode(self.tokenizer.encoding.decode_single_token_bytes(token))
+            if not tell({**counts, "text": text, "note": self.note}):
+                break
+        return {**counts, "text": decoder.decode(b"", final=True), "note": self.note, "finish": finish}
+
+    def _logits(self, tokens: Sequence[int]) -> Tensor:
+        if isinstance(self.computing, Cached):
+            try:
+                return self.computing.next(tokens)
+            except Exception as error:  # a changed model may fail in any way; without the cache it is as it was
+                self.computing = self.computing.remove()
+                self.note = slow(str(error) if isinstance(error, ArithmeticError) else reason(error))
+        return self.computing.next(tokens)
+
+
+def choose(logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
+    """Draw a token by its logits (vocabulary,) from the `top_k` most probable; the most probable at temperature 0."""
+    if temperature == 0:
+        return int(logits.argmax())
+    values, tokens = logits.topk(min(top_k or len(logits), len(logits)))
+    probability = ((values - values[0]) / temperature).softmax(-1)
+    return int(tokens[torch.multinomial(probability, 1, generator=random)])
+
+
+def slow(why: str) -> str:
+    return f"this model does not go with the cache of keys and values ({why}): all is computed anew for each token"
+
+
+def reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:LONGEST_REASON]
+
+
+# ---------------------------------------------------------------- the model
+
+
+def load(checkpoint: Path, wanted: str, *, cache: bool) -> Writer:
+    """The model of the train.py that lies here, with its weights, on the device that is wanted.
+
+    Raises anything that train.py may raise.
+    """
+    prepare: Any = importlib.import_module("prepare")
+    prepare.prepared_file = Path  # the tokenizer lies here too, wherever the lab's data may be
+    train: Any = importlib.import_module("train")
+    device, tokenizer = pick_device(wanted), prepare.Tokenizer.from_directory()
+    built = train.build(device, tokenizer.get_vocab_size())
+    model: nn.Module = built[0] if isinstance(built, tuple) else built
+    weights = safetensors.torch.load_file(checkpoint)
+    names = {name.replace("_orig_mod.", ""): name for name in model.state_dict()}
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in weights.items()})
+    context = int(prepare.MAX_SEQ_LEN)
+    if not cache:
+        return Writer(model, tokenizer, Plain(model, device), context)
+    cached = Cached(model, device, getattr(train, "SOFTMAX_SCALE", None), context)
+    if cached.layers:
+        return Writer(model, tokenizer, cached, context)
+    return Writer(model, tokenizer, Plain(model, device), context, slow("it has no module that calls an `attend`"))
+
+
+def pick_device(wanted: str) -> torch.device:
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+
+
+# ---------------------------------------------------------------- the protocol
+
+
+def main() -> None:
+    """Answer requests until the parent hangs up."""
+    ask = importlib.import_module("autoresearch_trial").ask
+    told: dict[str, Any] = {}
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            settings = json.loads(sys.argv[1])
+            writer = load(Path(settings["checkpoint"]), settings["device"], cache=settings["cache"])
+        except (Exception, SystemExit) as error:  # the parent says it to the person
+            ask({"ask": "request", "failed": reason(error)})
+            return
+        while True:
+            request = ask({"ask": "request", **told})[0]
+            try:
+                told = writer.write(request, lambda part: bool(ask({"ask": "more", **part})[0]["more"]))
+            except (RuntimeError, ValueError, MemoryError) as error:
+                told = {"failed": reason(error)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A tiny lab whose baseline the program has really trained, for a second, and its model at work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoresearch import config, git, models, presets
+from autoresearch.ledger import Ledger
+from autoresearch.models import Model
+from autoresearch.sampling import Cell, Piece, Request, Sampler
+from autoresearch.sandbox import Nothing
+from autoresearch.workspace import Workspace
+from test_prepare import documents, write_jsonl
+
+CONTEXT = 32
+SETTINGS = {"VOCAB_SIZE": 300, "MAX_SEQ_LEN": CONTEXT, "EVAL_TOKENS": 64 * CONTEXT, "TIME_BUDGET": 1}
+TINY = {"DEPTH": 3, "ASPECT_RATIO": 10, "HEAD_DIM": 16, "VALUE_GATE_CHANNELS": 8, "SHORT_WINDOW_DIVISOR": 4}
+BATCH = {"TOTAL_BATCH_SIZE": 512, "DEVICE_BATCH_SIZE": 16}
+
+
+@dataclass(frozen=True)
+class SamplingLab:
+    root: Path
+    cache: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "AUTORESEARCH_CACHE": str(self.cache), "OMP_NUM_THREADS": "1"}
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the program in this lab."""
+        command = [sys.executable, "-m", "autoresearch", *words, "--lab", str(self.root)]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=280)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace.open(self.root)
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.trial_directory(0) / "run0"
+
+    def model(self) -> Model:
+        campaign = Ledger(self.workspace.ledger).campaign()
+        assert campaign
+        return models.of_trial(self.workspace, campaign)
+
+
+def make(root: Path) -> SamplingLab:
+    source = write_jsonl(root / "texts.jsonl", documents(3000))
+    preset = presets.Preset("tiny", "a test", {"SOURCE": f"files:{source}", **SETTINGS}, {**TINY, **BATCH}, 60)
+    lab = SamplingLab(root / "lab", root / "cache")
+    presets.create(lab.root, preset)
+    train = lab.root / "train.py"
+    train.write_text(train.read_text().replace("return torch.bfloat16 if", "return torch.float32 if"))
+    front = "---\nresearcher: scripted\njudge: greedy\nmin_free_gb: 0\nfallback: none\n---\n"
+    (lab.root / "program.md").write_text(front)
+    git.commit_all(lab.root, "Exact")
+    (root / "script.json").write_text("[]")  # so that nothing but the baseline is run
+    done = lab.call("run", "--tag", "t", "--researcher", f"scripted:{root / 'script.json'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return lab
+
+
+def endless(lab: SamplingLab) -> SamplingLab:
+    """The same lab, whose kept model never ends a document, so that a text is as long as it is wanted."""
+    path, end = lab.folder / "train.py", "return soft_cap(self.head(x).float())"
+    specials = "torch.arange(self.head.out_features - 4, self.head.out_features)"
+    text = path.read_text()
+    assert end in text
+    path.write_text(text.replace(end, f"{end}.index_fill(-1, {specials}, -1e9)"))
+    return lab
+
+
+def edited(model: Model, *changes: tuple[str, str]) -> Model:
+    """The model with other code around the same weights."""
+    text = model.files["train.py"].decode()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return replace(model, files={**model.files, "train.py": text.encode()})
+
+
+@contextmanager
+def sampler(model: Model, said: list[str] | None = None, *, cache: bool = True) -> Iterator[Sampler]:
+    environment = {**config.run_environment(), "OMP_NUM_THREADS": "1"}
+    cell = Cell(Path(sys.executable), environment, Nothing())
+    with Sampler(model, cell, cache=cache, say=(said if said is not None else []).append) as made:
+        yield made
+
+
+def written(made: Sampler, prompt: str = "The", **wanted: object) -> tuple[str, Piece]:
+    """The whole text and its last piece."""
+    pieces = list(made.generate(Request(prompt, **wanted)))  # type: ignore[arg-type]
+    return "".join(piece.text for piece in pieces), pieces[-1]

@@ -1,0 +1,168 @@
+"""The part of sampling that runs beside train.py: its cache against the plain model, its draws, its characters."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autoresearch import generating, sampling
+from autoresearch.generating import Cached, Plain, Writer, choose
+from lab_files import LAB, load
+
+sys.path.insert(0, str(LAB))
+train = importlib.import_module("train")
+
+CPU = torch.device("cpu")
+VOCABULARY, CONTEXT = 97, 24
+TINY = {"DEPTH": 3, "ASPECT_RATIO": 10, "HEAD_DIM": 16, "VALUE_GATE_CHANNELS": 8, "WINDOW_PATTERN": "SSSL"}
+BYTES = {bytes([value]): value for value in range(256)}
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A tiny model of the shipped train.py, with windows of 6 tokens, in which every part has a say."""
+    for name, value in {**TINY, "SHORT_WINDOW_DIVISOR": 4, "SOFTMAX_SCALE": 0.4}.items():
+        monkeypatch.setattr(train, name, value)
+    windows = train.layer_windows(CONTEXT)
+    assert windows == (6, 6, 24)
+    attend = train.banded_attention(CONTEXT, windows, CPU)
+    made: nn.Module = train.GPT(VOCABULARY, CONTEXT, attend, torch.float32)
+    drawn = torch.Generator().manual_seed(1)
+    for weight in made.parameters():
+        nn.init.normal_(weight, std=0.3, generator=drawn)
+    return made
+
+
+@pytest.fixture
+def tokens() -> list[int]:
+    return torch.randint(VOCABULARY, (CONTEXT,), generator=torch.Generator().manual_seed(2)).tolist()
+
+
+def cached(model: nn.Module) -> Cached:
+    return Cached(model, CPU, train.SOFTMAX_SCALE, CONTEXT)
+
+
+@torch.inference_mode()
+def test_the_cache_gives_the_logits_of_the_plain_model_at_every_position(
+    model: nn.Module, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model(torch.tensor([tokens]))[0]
+    monkeypatch.setattr(Cached, "_checked", lambda self, found, tokens: found)  # which would give the plain ones
+    computing = cached(model)
+    for length in range(1, CONTEXT + 1):
+        torch.testing.assert_close(computing.next(tokens[:length]), expected[length - 1], rtol=1e-4, atol=1e-4)
+    assert computing.steps == CONTEXT - 1
+
+
+@torch.inference_mode()
+def test_the_cache_passes_its_own_check(model: nn.Module, tokens: list[int]) -> None:
+    computing = cached(model)
+    for length in range(1, CONTEXT + 1):
+        computing.next(tokens[:length])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("first", [1, 5, CONTEXT - 1])
+def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(
+    model: Any, tokens: list[int], first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model.embedding.forward
+
+    def smeared(idx: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = forward(idx)
+        return torch.cat((x[:, :1], x[:, 1:] + 0.5 * x[:, :-1]), 1)
+
+    monkeypatch.setattr(model.embedding, "forward", smeared)
+    computing = cached(model)
+    computing.next(tokens[:first])
+    with pytest.raises(ArithmeticError, match="of the draws would differ"):
+        computing.next(tokens[: first + 1])
+    plain = computing.remove()
+    torch.testing.assert_close(plain.next(tokens), model(torch.tensor([tokens]))[0, -1])
+    assert not any(isinstance(block.attention.attend, generating.Layer) for block in model.blocks)
+
+
+@torch.inference_mode()
+def test_another_text_is_taken_in_whole(model: nn.Module, tokens: list[int]) -> None:
+    computing = cached(model)
+    computing.next(tokens[:9])
+    found = computing.next(tokens[3:12])
+    torch.testing.assert_close(found, Plain(model, CPU).next(tokens[3:12]))
+
+
+def test_at_temperature_0_the_most_probable_token_is_taken() -> None:
+    assert choose(torch.tensor([0.1, 3.0, 2.9]), 0, None, torch.Generator()) == 1
+
+
+def test_top_k_draws_from_the_most_probable_tokens_alone_and_in_proportion() -> None:
+    random = torch.Generator().manual_seed(1)
+    logits = torch.tensor([0.25, 0.05, 0.5, 0.2]).log()
+    drawn = [choose(logits, 1.0, 2, random) for _ in range(2000)]
+    assert set(drawn) == {0, 2}
+    assert 0.62 < drawn.count(2) / 2000 < 0.71
+    cold = [choose(logits, 0.01, None, random) for _ in range(50)]
+    assert set(cold) == {2}
+    assert {choose(logits, 1.0, 99, random) for _ in range(300)} == {0, 1, 2, 3}
+
+
+# ---------------------------------------------------------------- texts, of a model that knows what it wants to say
+
+
+class Parrot(nn.Module):
+    """Says its line, token by token, whatever it was told before; of each call it notes the length."""
+
+    def __init__(self, line: list[int], prompt: int) -> None:
+        super().__init__()
+        self.line, self.prompt, self.lengths = line, prompt, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        token = self.line[len(self.lengths) % len(self.line)]
+        self.lengths.append(x.size(1))
+        return nn.functional.one_hot(torch.full(x.shape, token), 260).float()
+
+
+def says(
+    line: list[int], max_tokens: int, prompt: str = "", context: int = 64
+) -> tuple[list[str], dict[str, Any], Any]:
+    """The pieces, the end, and the lengths of what the model was given."""
+    tokenizer = load(LAB / "prepare.py").Tokenizer(BYTES)
+    parrot, told = Parrot(line, len(prompt)), list[str]()
+    writer = Writer(parrot, tokenizer, Plain(parrot, CPU), context)
+    request = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "top_k": None, "seed": 1}
+    end = writer.write(request, lambda part: told.append(part["text"]) is None)
+    return told, end, parrot.lengths
+
+
+def test_a_character_of_several_tokens_comes_whole() -> None:
+    told, end, _ = says(list("aé€😀".encode()), 10)
+    assert told == ["a", "", "é", "", "", "€", "", "", "", "😀"]
+    assert (end["text"], end["finish"], end["tokens"], end["prompt_tokens"]) == ("", "length", 10, 1)
+
+
+def test_half_a_character_at_the_end_is_said_to_be_none() -> None:
+    told, end, _ = says(list("a€".encode()), 3)
+    assert ["".join(told), end["text"]] == ["a", "\ufffd"]
+
+
+def test_the_end_of_a_document_ends_the_text() -> None:
+    told, end, _ = says([*b"hi", 256], 10)
+    assert (told, end["finish"], end["tokens"]) == (["h", "i"], "stop", 2)
+
+
+def test_past_the_context_the_last_half_of_it_is_gone_on_with() -> None:
+    _, end, lengths = says(list(b"x"), 12, prompt="abc", context=8)
+    assert lengths == [4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5]
+    assert end["prompt_tokens"] == 4
+
+
+def test_a_prompt_longer_than_the_context_is_cut_to_its_last_half() -> None:
+    assert says(list(b"x"), 1, prompt="abcdefghijkl", context=8)[2] == [4]
+
+
+def test_both_sides_know_it_by_the_same_name() -> None:
+    assert generating.RUN_SIDE == sampling.WRITER_NAME
