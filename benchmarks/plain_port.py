@@ -89,7 +89,7 @@ class PlainGPT(nn.Module):
         x = x0 = norm(self.embedding(idx))
         for layer, block in enumerate(self.blocks):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
-            table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
+            table = self.value_embeddings[str(layer)] if self.recipe.has_value_embedding(layer) else None
             x = block(x, table(idx) if table is not None else None, self.cos, self.sin, self.masks[layer])
         logits = self.head(norm(x)).float()
         logits = self.recipe.SOFTCAP * torch.tanh(logits / self.recipe.SOFTCAP)

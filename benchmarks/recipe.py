@@ -2,11 +2,11 @@
 
     python benchmarks/recipe.py [CHANGE ...] [--tokens N] [--on CHANGE ...]
 
-Each change named (all of them, unless some are) runs against the published recipe at the sizes of preset cpu, or against
-that with the changes `--on`; what is asked for is 3 seeds of the base, one of the change, then as many fresh pairs (2, 4
-or 8) as the judge wants. Progress goes by optimizer steps here, not by time, so that every run sees the same number of
-tokens and a busy machine changes nothing: what a change costs or saves in time is not in its figure. Runs are real,
-by hand, of train.py; each is noted in recipe_record.jsonl and not made twice.
+Each change named (all of them, unless some are) runs against the published recipe at the sizes of preset cpu, or
+against that with the changes `--on`: 3 seeds of the base, one of the change, then as many fresh pairs (2, 4 or 8) as
+the judge wants. Progress goes by optimizer steps here, not by time, so that every run sees the same number of tokens
+and a busy machine changes nothing: what a change costs or saves in time is not in its figure. Runs are real, by hand,
+of train.py; each is noted in recipe_record.jsonl and not made twice.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ CHANGES: dict[str, dict[str, object]] = {
     "RoPE base 200,000": {"ROPE_BASE": 200_000.0},
     "weight decay of embeddings": {"VALUE_EMBEDDING_WEIGHT_DECAY": 0.003, "EMBEDDING_WEIGHT_DECAY": 0.001},
     "QK scale 1.2": {"QK_SCALE": 1.2},
-    "all that the h100 preset has": {k: v for k, v in presets.presets()["h100"].improved.items() if "BATCH" not in k and k not in ("DEPTH", "ASPECT_RATIO", "SHORT_WINDOW_DIVISOR")},
+    "all that the h100 preset has": {
+        k: v
+        for k, v in presets.presets()["h100"].improved.items()
+        if "BATCH" not in k and k not in ("DEPTH", "ASPECT_RATIO", "SHORT_WINDOW_DIVISOR")
+    },
 }
 
 
@@ -66,7 +70,9 @@ class Bench:
         assert source.count(CLOCK) == 1, "train.py measures its progress in another way now"
         steps = f"{self.tokens} // TOTAL_BATCH_SIZE"
         source = source.replace(CLOCK, f"(step + 1) * TIME_BUDGET / ({steps})\n")
-        recipe = hashlib.sha256((source + (self.directory / "lab" / "prepare.py").read_text()).encode()).hexdigest()[:12]
+        recipe = hashlib.sha256((source + (self.directory / "lab" / "prepare.py").read_text()).encode()).hexdigest()[
+            :12
+        ]
         if (recipe, seed) not in self.known:
             (self.directory / "lab" / "by_steps.py").write_text(source)
             done = subprocess.run(
@@ -114,7 +120,9 @@ def main() -> None:
     if unknown := {*chosen.change, *chosen.on} - set(CHANGES):
         parser.error(f"there is no change {', '.join(sorted(unknown))}")
     base = {name: value for change in chosen.on for name, value in CHANGES[change].items()}
-    print(f"base: the published recipe on preset cpu{''.join(f', {name}' for name in chosen.on)}; {chosen.tokens} tokens")
+    print(
+        f"base: the published recipe on preset cpu{''.join(f', {name}' for name in chosen.on)}; {chosen.tokens} tokens"
+    )
     print("| change | change of val_bpb, test at 5 % | pairs | outcome |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), chosen.tokens)

@@ -2,10 +2,11 @@
 
     python benchmarks/train_step.py [--preset NAME] [--seeds N] [--steps N] [--train FILE ...]
 
-The contestants train in turn, one optimizer step each, in one process, from the same weights and on the same batches of
-the standard library's source: train.py as shipped, plain_port.py eager and compiled (where PyTorch finds a compiler),
-and any other train.py that is named. Beside them stands the rate that this machine's own matrix products allow, taken
-between the steps: what could be gained at most. The loss compared is the mean of a seed's last five steps.
+The contestants train in turn, one optimizer step each, in one process, from the same weights and on the same batches
+of the standard library's source: train.py as shipped, plain_port.py eager and compiled (where PyTorch finds a
+compiler), and any other train.py that is named; the model is the published recipe's at the sizes of the preset. Beside
+them stands the rate that this machine's own matrix products allow, taken between the steps: what could be gained at
+most. The loss compared is the mean of a seed's last five steps.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Contestant:
 def load(path: Path, name: str) -> ModuleType:
     """A train.py by its path; it imports the prepare.py of the lab."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -145,7 +147,9 @@ def report(contestants: Sequence[Contestant], recipe: ModuleType, rates: Sequenc
     speeds = {each.name: recipe.TOTAL_BATCH_SIZE / statistics.median(each.seconds) for each in contestants}
     plain = max(speed for name, speed in speeds.items() if name.startswith("plain"))
     limit = statistics.median(rates) / recipe.flops_per_token(contestants[0].model, recipe.MAX_SEQ_LEN)
-    print("| contestant | tokens/s | to the faster plain port | last loss, mean of seeds | less train.py's, same seed |")
+    print(
+        "| contestant | tokens/s | to the faster plain port | last loss, mean of seeds | less train.py's, same seed |"
+    )
     print("|---|---|---|---|---|")
     for each in contestants:
         differences = [a - b for a, b in zip(each.losses, contestants[0].losses, strict=True)]
@@ -167,10 +171,14 @@ def main() -> None:
     parser.add_argument("--train", type=Path, nargs="*", default=[], help="other versions of train.py")
     chosen = parser.parse_args()
     preset, device = presets.presets()[chosen.preset], hardware.device()
-    print(f"{device.kind}: {device.name}, {platform.machine()}, PyTorch {torch.__version__}, {chosen.preset}", flush=True)
+    print(
+        f"{device.kind}: {device.name}, {platform.machine()}, PyTorch {torch.__version__}, {chosen.preset}", flush=True
+    )
     with tempfile.TemporaryDirectory() as directory:
         files = Path(directory, "lab")
-        presets.create(files, dataclasses.replace(preset, prepare={**preset.prepare, "SOURCE": "stdlib"}))
+        # As autocast has it, the residual stream is float32.
+        sizes = {"prepare": {**preset.prepare, "SOURCE": "stdlib"}, "train": {**preset.train, "FLOAT32_STREAM": True}}
+        presets.create(files, dataclasses.replace(preset.reference, **sizes))
         subprocess.run([sys.executable, "prepare.py"], cwd=files, check=True)
         contestants, recipe = enter(files, [path.resolve() for path in chosen.train], torch.device(device.kind))
         rates = compete(contestants, recipe, chosen.seeds, chosen.steps)

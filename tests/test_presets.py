@@ -41,10 +41,20 @@ def test_a_presets_batches_divide(tmp_path: Path, name: str) -> None:
     assert int(str(values["EVAL_TOKENS"])) % int(str(values["MAX_SEQ_LEN"])) == 0
 
 
-def test_the_h100_preset_is_the_shipped_reference_byte_for_byte(tmp_path: Path) -> None:
-    create(tmp_path / "lab", presets.presets()["h100"])
+def test_the_h100_preset_with_the_published_recipe_is_what_is_shipped_byte_for_byte(tmp_path: Path) -> None:
+    create(tmp_path / "lab", presets.presets()["h100"].reference)
     for name in ("prepare.py", "train.py"):
         assert (tmp_path / "lab" / name).read_bytes() == (SHIPPED / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", presets.presets())
+def test_a_lab_differs_from_the_published_recipe_in_what_the_preset_improves_alone(tmp_path: Path, name: str) -> None:
+    preset = presets.presets()[name]
+    create(tmp_path / "lab", preset)
+    create(tmp_path / "reference", preset.reference)
+    improved, published = ((tmp_path / lab / "train.py").read_text() for lab in ("lab", "reference"))
+    assert improved == fill(published, preset.improved)
+    assert (improved != published) == bool(preset.improved)
 
 
 def test_filling_changes_the_value_and_nothing_else() -> None:

@@ -41,6 +41,7 @@ REFERENCE = {
     "VALUE_GATE_CHANNELS": 32,
     "RESID_LAMBDA": 1.0,
     "X0_LAMBDA": 0.1,
+    "FLOAT32_STREAM": False,
     "EMBEDDING_INIT_STD": 1.0,
     "HEAD_INIT_STD": 0.001,
     "INIT_SCALE": 1.0,
@@ -248,6 +249,17 @@ def test_norm_and_its_gradient_are_the_definition() -> None:
 def test_the_model_is_its_definition_layer_by_layer() -> None:
     model, idx = make_model(torch.float64), random_tokens()
     torch.testing.assert_close(model(idx).double(), naive_logits(model.state_dict(), idx), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_float32_stream_brings_a_bfloat16_model_nearer_to_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, idx = {}, random_tokens()
+    for stream in (False, True):
+        set_constants(monkeypatch, FLOAT32_STREAM=stream)
+        model = make_model(torch.bfloat16)
+        exact = naive_logits({name: weight.double() for name, weight in model.state_dict().items()}, idx)
+        errors[stream] = float((model(idx) - exact).norm() / exact.norm())
+    assert 0 < errors[True] < 0.8 * errors[False]
 
 
 @pytest.mark.usefixtures("tiny")
@@ -508,8 +520,22 @@ def test_an_impossible_batch_is_refused_in_one_sentence(monkeypatch: pytest.Monk
         train.build(CPU, VOCAB)
 
 
-def test_utilisation_is_not_made_up_for_a_device_without_a_data_sheet() -> None:
+def test_utilisation_is_not_made_up_for_a_device_without_a_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert train.mfu_percent(None, 1, 1.0, CPU) == "n/a"
+    for name in ("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA RTX A1000", "NVIDIA GH200 480GB", "NVIDIA H100 NVL"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert train.mfu_percent(None, 1, 1.0, torch.device("cuda")) == "n/a", name
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA H100 80GB HBM3", 989.5), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 PCIe", 756)]
+)
+def test_utilisation_is_of_the_cards_own_peak(monkeypatch: pytest.MonkeyPatch, name: str, peak: float) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    model = make_model()
+    tokens = round(0.5 * 1e12 * peak / train.flops_per_token(model, train.MAX_SEQ_LEN))  # a second at half of it
+    assert train.mfu_percent(model, tokens, 1.0, torch.device("cuda")) == "50.00"
 
 
 @pytest.fixture(scope="module")

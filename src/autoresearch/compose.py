@@ -93,12 +93,14 @@ def executor(settings: Config, workspace: Workspace, python: Path, namespace: st
     made: Executor = make(
         workspace.trials,
         python,
-        config.run_environment() | {config.CACHE: str(config.cache_directory())},
+        config.run_environment() | {config.CACHE: str(config.cache_directory()), "HF_HUB_OFFLINE": "1"},
         namespace,
         # A lab that grades itself reads its data where it likes.
         sandbox.choose(settings.sandbox if prepare_py or settings.sandbox != "auto" else "none"),
         Limits(memory_gb=settings.memory_gb),
-        lambda: splits.readable(prepare_py) if prepare_py else (config.cache_directory(),),
+        lambda: (
+            (*splits.readable(prepare_py), config.kernels_directory()) if prepare_py else (config.cache_directory(),)
+        ),
     )
     return made
 

@@ -18,6 +18,7 @@ from autoresearch.errors import UserError
 
 FENCE = "---"
 CACHE = "AUTORESEARCH_CACHE"
+KERNELS = "KERNELS_CACHE"
 # What a run may see of the person's environment: no key or token is among it.
 ALLOWED_NAMES = {
     *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
@@ -147,7 +148,8 @@ def _problem(key: str, kind: str, message: str) -> str:
 
 def run_environment() -> dict[str, str]:
     """The person's variables that a run may see: an allow-list, so that no key reaches a trial."""
-    return DEFAULTS | _chosen(lambda name: name in ALLOWED_NAMES or name.startswith(ALLOWED_PREFIXES))
+    allowed = _chosen(lambda name: name in ALLOWED_NAMES or name.startswith(ALLOWED_PREFIXES))
+    return DEFAULTS | {KERNELS: str(kernels_directory())} | allowed
 
 
 def prepare_environment() -> dict[str, str]:
@@ -158,6 +160,11 @@ def prepare_environment() -> dict[str, str]:
 def cache_directory() -> Path:
     """Where prepare.py keeps data, as it finds it itself."""
     return Path(os.path.abspath(os.environ.get(CACHE) or platformdirs.user_cache_dir("autoresearch")))
+
+
+def kernels_directory() -> Path:
+    """Where the package `kernels` keeps what a run by hand has downloaded with it, for runs without a network."""
+    return cache_directory() / "kernels"
 
 
 def person_environment() -> dict[str, str]:

@@ -9,7 +9,9 @@ import ctypes
 import gc
 import importlib.util
 import math
+import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -88,9 +90,11 @@ LOG_INTERVAL = 0.5  # seconds between log lines, at least
 
 # ---- Device --------------------------------------------------------------------------------------------------------
 
-# Dense bf16 TFLOP/s with float32 accumulation, from the data sheets; the first name found in the device's is taken.
-PEAK_TFLOPS = {"B200": 2250, "H200": 989.5, "H100 PCIe": 756, "H100": 989.5, "A100": 312, "L40S": 362,
-               "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71, "MI300X": 1307.4}  # fmt: skip
+# Dense bf16 TFLOP/s with float32 accumulation, from the data sheets, by the whole name: a laptop's "4090" is another.
+PEAK_TFLOPS = {"NVIDIA B200": 2250, "NVIDIA H200": 989.5, "NVIDIA H100 80GB HBM3": 989.5, "NVIDIA H100 PCIe": 756,
+               "NVIDIA A100-SXM4-(40|80)GB": 312, "NVIDIA A100-PCIE-40GB": 312, "NVIDIA A100 80GB PCIe": 312,
+               "NVIDIA L40S": 362, "NVIDIA GeForce RTX 5090": 209.5, "NVIDIA GeForce RTX 4090": 165.2,
+               "NVIDIA GeForce RTX 3090": 71, "AMD Instinct MI300X": 1307.4}  # fmt: skip
 
 
 def synchronize(device: torch.device) -> None:
@@ -147,7 +151,7 @@ def window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 def flash_attention(length: int, windows: tuple[int, ...], device: torch.device) -> Attention:
     """FlashAttention 3 of the `kernels` hub; needs that package, its download and a GPU that the kernel knows."""
-    kernel = importlib.import_module("kernels").get_kernel("kernels-community/flash-attn3").flash_attn_func
+    kernel = importlib.import_module("kernels").get_kernel("kernels-community/flash-attn3", version=1).flash_attn_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         y = kernel(q, k, v, softmax_scale=SOFTMAX_SCALE, causal=True, window_size=(window, 0))
@@ -238,7 +242,7 @@ def pick_attention(length: int, windows: tuple[int, ...], device: torch.device, 
     for factory in ATTENTIONS[device.type]:
         try:
             attend = factory(length, windows, device)
-            for window in windows:
+            for window in set(windows):
                 check_attention(attend, length, window, device, dtype)
             print(f"attention: {factory.__name__}")
             return attend
@@ -419,12 +423,13 @@ class GPT(nn.Module):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             embedded = table(idx).to(self.dtype) if has_value_embedding(layer) else None
             x = block(x, embedded, cos, sin)
-        x = norm(x, self.dtype)
-        if targets is None:
-            return soft_cap(self.head(x).float())
+        x = norm(x)
+        x = x.to(self.dtype).flatten(0, 1)
         # Chunks of 4 MB of float32 logits stay in a CPU's cache; a GPU is better fed with 1 GB.
         chunk = 2 ** (20 if x.device.type == "cpu" else 28) // self.head.out_features
-        loss: Tensor = HeadLoss.apply(x.flatten(0, 1), self.head.weight, targets.flatten(), chunk)  # type: ignore
+        if targets is None:
+            return torch.cat([soft_cap(self.head(rows).float()) for rows in x.split(chunk)]).view(*idx.shape, -1)
+        loss: Tensor = HeadLoss.apply(x, self.head.weight, targets.flatten(), chunk)  # type: ignore
         return loss
 
 
@@ -567,11 +572,12 @@ def build(device: torch.device, vocab_size: int) -> tuple[GPT, Optimizers]:
 
 
 def warm_up(model: GPT, optimizers: Optimizers, device: torch.device) -> None:
-    """Compile, and fill the allocator's pools, by one step on random tokens; then put everything back as it was."""
+    """Compile, and fill the allocator's pools, by one step on random tokens, then put everything back as it was; on a
+    CPU, where nothing is compiled, a step of one row."""
     parts: tuple[Any, ...] = (model, *optimizers)
     before = copy.deepcopy([part.state_dict() for part in parts])
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        x, y = warmup_batch(DEVICE_BATCH_SIZE, device)
+        x, y = warmup_batch(1 if device.type == "cpu" else DEVICE_BATCH_SIZE, device)
         model(x, y).backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -622,7 +628,7 @@ def train(model: GPT, optimizers: Optimizers, loader: Iterator[Batch]) -> tuple[
 def mfu_percent(model: GPT, tokens: int, seconds: float, device: torch.device) -> str:
     """The model's own FLOP/s in percent of the data sheet's; n/a where the device is not in the table."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+    peak = next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if re.fullmatch(key, name)), None)
     return f"{100 * flops_per_token(model, MAX_SEQ_LEN) * tokens / seconds / peak:.2f}" if peak else "n/a"
 
 
@@ -630,6 +636,7 @@ def main() -> None:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(SEED)  # the program's: to change seeds alone is no trial
     torch.set_float32_matmul_precision("high")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # read when CUDA's memory is first used
     keep_freed_memory()
     device, tokenizer = detect_device(), Tokenizer.from_directory()
     model, optimizers = build(device, tokenizer.get_vocab_size())

@@ -155,7 +155,7 @@ def shift(x: Tensor) -> Tensor:
 
 token_shift = chain(
     partial(define, lines=SHIFT, before="Block"),
-    rewriting("self.expand(norm(_x))", "self.expand(shift(norm(_x)))"),
+    rewriting("self.expand(norm(_x, _type))", "self.expand(shift(norm(_x, _type)))"),
     unless="def shift(",
 )
 
