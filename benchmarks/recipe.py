@@ -1,12 +1,13 @@
 """What each change of the recipe is worth on preset cpu, by the production judge's confirmation on fresh seeds.
 
-    python benchmarks/recipe.py [CHANGE ...] [--tokens N] [--on CHANGE ...]
+    python benchmarks/recipe.py [CHANGE ...] [--on CHANGE ...] [--tokens N | --seconds N]
 
 Each change named (all of them, unless some are) runs against the published recipe at the sizes of preset cpu, or
 against that with the changes `--on`: 3 seeds of the base, one of the change, then as many fresh pairs (2, 4 or 8) as
 the judge wants. Progress goes by optimizer steps here, not by time, so that every run sees the same number of tokens
-and a busy machine changes nothing: what a change costs or saves in time is not in its figure. Runs are real, by hand,
-of train.py; each is noted in recipe_record.jsonl and not made twice.
+and a busy machine changes nothing: what a change costs or saves in time is not in its figure. With `--seconds` it is,
+on a machine that is idle otherwise. Runs are real, by hand, of train.py; each is noted in recipe_record.jsonl and not
+made twice.
 """
 
 from __future__ import annotations
@@ -55,21 +56,22 @@ CHANGES: dict[str, dict[str, object]] = {
 
 
 class Bench:
-    """Makes runs of one number of tokens, and remembers them."""
+    """Makes runs of one number of tokens, or of one time, and remembers them."""
 
-    def __init__(self, directory: Path, tokens: int) -> None:
-        self.directory, self.tokens = directory, tokens
+    def __init__(self, directory: Path, tokens: int, seconds: int | None) -> None:
+        self.directory, self.tokens, self.seconds = directory, tokens, seconds
         lines = RECORD.read_text().splitlines() if RECORD.exists() else []
         self.known = {(each["recipe"], each["seed"]): each["val_bpb"] for each in map(json.loads, lines)}
-        presets.create(directory / "lab", presets.presets()["cpu"].reference)
+        presets.create(directory / "lab", presets.presets()["cpu"].reference, seconds)
         subprocess.run([sys.executable, "prepare.py"], cwd=directory / "lab", check=True)
 
     def score(self, constants: Mapping[str, object], seed: int) -> float:
-        """val_bpb of train.py with these constants, trained on the tokens from a seed."""
+        """val_bpb of train.py with these constants, trained from a seed."""
         source = presets.fill((self.directory / "lab" / "train.py").read_text(), constants)
         assert source.count(CLOCK) == 1, "train.py measures its progress in another way now"
-        steps = f"{self.tokens} // TOTAL_BATCH_SIZE"
-        source = source.replace(CLOCK, f"(step + 1) * TIME_BUDGET / ({steps})\n")
+        if self.seconds is None:
+            steps = f"{self.tokens} // TOTAL_BATCH_SIZE"
+            source = source.replace(CLOCK, f"(step + 1) * TIME_BUDGET / ({steps})\n")
         recipe = hashlib.sha256((source + (self.directory / "lab" / "prepare.py").read_text()).encode()).hexdigest()[
             :12
         ]
@@ -86,9 +88,12 @@ class Bench:
             if not found:
                 raise SystemExit(f"a run with {dict(constants)} failed:\n{done.stdout[-500:]}{done.stderr[-2000:]}")
             self.known[recipe, seed] = float(found[1])
-            line = {"recipe": recipe, "seed": seed, "val_bpb": float(found[1]), "tokens": self.tokens}
+            line = {"recipe": recipe, "seed": seed, "val_bpb": float(found[1])}
             with RECORD.open("a") as file:
-                file.write(json.dumps(line | {"constants": dict(constants)}) + "\n")
+                file.write(
+                    json.dumps({**line, "tokens": self.tokens, "seconds": self.seconds, "constants": dict(constants)})
+                    + "\n"
+                )
         return self.known[recipe, seed]
 
     def confirm(self, base: Mapping[str, object], change: Mapping[str, object]) -> tuple[Confirmation, Campaign]:
@@ -115,17 +120,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what changes of the recipe are worth on preset cpu")
     parser.add_argument("change", nargs="*", help=f"of {', '.join(CHANGES)}", metavar="CHANGE")
     parser.add_argument("--on", nargs="*", default=[], help="changes that the base has already")
-    parser.add_argument("--tokens", type=int, default=2**18, help="of each run")
+    parser.add_argument("--tokens", type=int, default=2**20, help="of each run")
+    parser.add_argument("--seconds", type=int, help="of each run, by the clock; instead of tokens")
     chosen = parser.parse_args()
     if unknown := {*chosen.change, *chosen.on} - set(CHANGES):
         parser.error(f"there is no change {', '.join(sorted(unknown))}")
+    length = f"{chosen.seconds} s" if chosen.seconds else f"{chosen.tokens:,} tokens"
     base = {name: value for change in chosen.on for name, value in CHANGES[change].items()}
-    print(
-        f"base: the published recipe on preset cpu{''.join(f', {name}' for name in chosen.on)}; {chosen.tokens} tokens"
-    )
+    print(f"base: the published recipe on preset cpu{''.join(f', {name}' for name in chosen.on)}; {length} a run")
     print("| change | change of val_bpb, test at 5 % | pairs | outcome |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        bench = Bench(Path(directory), chosen.tokens)
+        bench = Bench(Path(directory), chosen.tokens, chosen.seconds)
         for name in chosen.change or [name for name in CHANGES if name not in chosen.on]:
             found, _ = bench.confirm(base, CHANGES[name])
             (contrast, *_) = found.contrasts

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import httpx
 import numpy as np
 import numpy.typing as npt
 import platformdirs
@@ -152,6 +151,8 @@ def hash_split(text: str) -> str:
 # ---- downloads
 def download(url: str) -> None:
     """Fetch `url` into the cache, where the file appears whole or not at all; an unfinished .part is gone on with."""
+    import httpx  # a tenth of a second, which no run needs
+
     path = DOWNLOADS / url.rpartition("/")[2]
     wait, stop = wait_exponential(DOWNLOAD_WAIT, max=60), stop_after_attempt(DOWNLOAD_ATTEMPTS)
     retrying = Retrying(wait=wait, stop=stop, retry=retry_if_exception_type(httpx.TransportError), reraise=True)
@@ -167,6 +168,8 @@ def download(url: str) -> None:
 
 def fetch(url: str, part: Path) -> None:
     """Append to `part` what it lacks; httpx.TransportError, on which another try is made, where it falls short."""
+    import httpx
+
     have = part.stat().st_size if part.exists() else 0
     wanted = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
     with httpx.stream("GET", url, headers=wanted, follow_redirects=True, timeout=30) as answer:
