@@ -61,7 +61,9 @@ class Bench:
     def __init__(self, directory: Path, tokens: int, seconds: int | None) -> None:
         self.directory, self.tokens, self.seconds = directory, tokens, seconds
         lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-        self.known = {(each["recipe"], each["seed"]): each["val_bpb"] for each in map(json.loads, lines)}
+        self.known: dict[tuple[str, int], float] = {
+            (each["recipe"], each["seed"]): each["val_bpb"] for each in map(json.loads, lines)
+        }
         presets.create(directory / "lab", presets.presets()["cpu"].reference, seconds)
         subprocess.run([sys.executable, "prepare.py"], cwd=directory / "lab", check=True)
 

@@ -92,7 +92,7 @@ def load(path: Path, name: str) -> ModuleType:
 def enter(files: Path, others: Sequence[Path], device: torch.device) -> tuple[list[Contestant], ModuleType]:
     """The contestants, each with its model built; and the lab's own train.py."""
     sys.path.insert(0, str(files))
-    found = []
+    found = list[Contestant]()
     for path in (files / "train.py", *others):
         recipe = load(path, f"train_{len(found)}")
         recipe.keep_freed_memory()
@@ -132,8 +132,8 @@ def compete(contestants: Sequence[Contestant], recipe: ModuleType, seeds: int, s
         loader = itertools.islice(loader, seed * steps * passes, None)  # other text for each seed
         for number in range(steps):
             batches = list(itertools.islice(loader, passes))
-            order = contestants[number % len(contestants) :] + contestants[: number % len(contestants)]
-            for each in order:
+            for turn in range(len(contestants)):
+                each = contestants[(number + turn) % len(contestants)]
                 losses[each.name].append(each.step(batches, number / steps, number))
             rates.append(product_rate(device, contestants[0].model.dtype, len(batches[0][0]) * recipe.MAX_SEQ_LEN, 512))
         for each in contestants:
@@ -177,8 +177,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         files = Path(directory, "lab")
         # As autocast has it, the residual stream is float32.
-        sizes = {"prepare": {**preset.prepare, "SOURCE": "stdlib"}, "train": {**preset.train, "FLOAT32_STREAM": True}}
-        presets.create(files, dataclasses.replace(preset.reference, **sizes))
+        text, stream = {"SOURCE": "stdlib"}, {"FLOAT32_STREAM": True}
+        sizes = dataclasses.replace(
+            preset.reference, prepare={**preset.prepare, **text}, train={**preset.train, **stream}
+        )
+        presets.create(files, sizes)
         subprocess.run([sys.executable, "prepare.py"], cwd=files, check=True)
         contestants, recipe = enter(files, [path.resolve() for path in chosen.train], torch.device(device.kind))
         rates = compete(contestants, recipe, chosen.seeds, chosen.steps)

@@ -428,7 +428,7 @@ class GPT(nn.Module):
         # Chunks of 4 MB of float32 logits stay in a CPU's cache; a GPU is better fed with 1 GB.
         chunk = 2 ** (20 if x.device.type == "cpu" else 28) // self.head.out_features
         if targets is None:
-            return torch.cat([soft_cap(self.head(rows).float()) for rows in x.split(chunk)]).view(*idx.shape, -1)
+            return torch.cat([soft_cap(self.head(z).float()) for z in torch.split(x, chunk)]).view(*idx.shape, -1)
         loss: Tensor = HeadLoss.apply(x, self.head.weight, targets.flatten(), chunk)  # type: ignore
         return loss
 
