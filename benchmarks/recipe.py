@@ -36,8 +36,7 @@ BASELINE_SEEDS = 3
 CLOCK = "time.perf_counter() - start\n"  # what train.py's loop measures its progress by
 CHANGES: dict[str, dict[str, object]] = {
     "float32 stream": {"FLOAT32_STREAM": True},
-    "half batch": {"TOTAL_BATCH_SIZE": "2**12"},
-    "quarter batch": {"TOTAL_BATCH_SIZE": "2**11", "DEVICE_BATCH_SIZE": 8},
+    "width 128, half batch": {"ASPECT_RATIO": 32, "TOTAL_BATCH_SIZE": "2**12"},
     "embedding lr 0.9": {"EMBEDDING_LR": 0.9},
     "head lr 0.006": {"UNEMBEDDING_LR": 0.006},
     "warmdown 0.7": {"WARMDOWN_RATIO": 0.7},

@@ -527,6 +527,16 @@ def test_utilisation_is_not_made_up_for_a_device_without_a_data_sheet(monkeypatc
         assert train.mfu_percent(None, 1, 1.0, torch.device("cuda")) == "n/a", name
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what it is measured by differs")
+def test_the_peak_of_memory_is_this_process_own(tmp_path: Path) -> None:
+    (tmp_path / "peak.py").write_text("import torch, train\nprint(train.peak_memory_mb(torch.device('cpu')))\n")
+    large = torch.ones(2**28)  # 1 GiB, of the process that starts the other
+    environment = {**os.environ, "PYTHONPATH": str(LAB)}
+    command = [sys.executable, str(tmp_path / "peak.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < 1024 * large[0] < train.peak_memory_mb(CPU)
+
+
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
     ("name", "peak"), [("NVIDIA H100 80GB HBM3", 989.5), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 PCIe", 756)]

@@ -122,9 +122,14 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type != "cpu":
         cuda = device.type == "cuda"
         return (torch.cuda.max_memory_allocated() if cuda else torch.mps.driver_allocated_memory()) / 2**20
-    import resource  # not on Windows
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    if sys.platform == "linux":  # whose getrusage gives that of the program which started this one, if it was more
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+    import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def keep_freed_memory() -> None:
