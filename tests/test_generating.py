@@ -67,9 +67,8 @@ def test_the_cache_passes_its_own_check(model: nn.Module, tokens: list[int]) -> 
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("first", [1, 5, CONTEXT - 1])
-def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(
-    model: Any, tokens: list[int], first: int, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_looks_at_the_token_before_goes_with_the_cache(
+    model: Any, tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = model.embedding.forward
 
@@ -78,10 +77,25 @@ def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out(
         return torch.cat((x[:, :1], x[:, 1:] + 0.5 * x[:, :-1]), 1)
 
     monkeypatch.setattr(model.embedding, "forward", smeared)
+    expected = model(torch.tensor([tokens]))[0]
+    monkeypatch.setattr(Cached, "_checked", lambda self, found, tokens: found)
     computing = cached(model)
-    computing.next(tokens[:first])
+    for length in range(1, CONTEXT + 1):
+        torch.testing.assert_close(computing.next(tokens[:length]), expected[length - 1], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("first", [1, 5, 12, CONTEXT - 1])
+def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out_before_it_says_anything_wrong(
+    model: Any, tokens: list[int], first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = model.embedding.forward
+    monkeypatch.setattr(model.embedding, "forward", lambda idx: forward(idx).cumsum(1))
+    expected = model(torch.tensor([tokens]))[0]
+    computing = cached(model)
     with pytest.raises(ArithmeticError, match="of the draws would differ"):
-        computing.next(tokens[: first + 1])
+        for length in range(first, CONTEXT + 1):
+            torch.testing.assert_close(computing.next(tokens[:length]), expected[length - 1], rtol=1e-4, atol=1e-4)
     plain = computing.remove()
     torch.testing.assert_close(plain.next(tokens), model(torch.tensor([tokens]))[0, -1])
     assert not any(isinstance(block.attention.attend, generating.Layer) for block in model.blocks)
