@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -25,8 +25,8 @@ class Preset:
     purpose: str
     prepare: Mapping[str, object]
     train: Mapping[str, object]
-    improved: Mapping[str, object]
     startup_seconds: int
+    improved: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def reference(self) -> Preset:
@@ -37,10 +37,7 @@ class Preset:
 def presets() -> dict[str, Preset]:
     """Every preset by name, smallest machine first."""
     table = yaml.safe_load((SHIPPED / "presets.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Preset(name, entry.pop("for"), **{"improved": {}, **entry})
-        for name, entry in table.items()
-    }
+    return {name: Preset(name, entry.pop("for"), **entry) for name, entry in table.items()}
 
 
 def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -> None:
