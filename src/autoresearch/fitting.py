@@ -29,6 +29,7 @@ FAILED = "failed"
 KILLED = -9  # exit code of what the system ended, on a CPU for want of memory
 BUSY_SECONDS = 1.0
 LOG = "log"
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as train.py's main() sets it
 
 Files = Mapping[str, bytes]
 
@@ -167,7 +168,7 @@ def _measure(
         ended = process.run_group(
             [*command, *([stopwatch.EVALUATE] if setting.evaluate else [])],
             directory=directory,
-            environment=environment,
+            environment={**ALLOCATOR, **environment},
             log=directory / LOG,
             deadline_seconds=deadline_seconds,
             mark=f"fit:{directory}",

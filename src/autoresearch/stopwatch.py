@@ -1,8 +1,7 @@
 """Measures one setting of a lab's train.py on random tokens: its speed and memory. No data is needed.
 
-It stands alone: `fitting` copies it beside train.py and runs it there, with the lab's own Python. Its findings are
-written to RESULT: that it is warmed up, those of training, then again with those of evaluation, so that a deadline
-loses little.
+It stands alone: `fitting` copies it beside train.py and runs it there, with the lab's own Python. It writes to RESULT
+as it goes: that it is warmed up, what training needs, the same with evaluation's seconds. So a deadline loses little.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ CHUNK = 8192  # tokens whose losses are computed at a time, as prepare.py does
 
 
 def main() -> None:
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # train.py's main() does that too
     try:
         measure(float(sys.argv[1]), evaluate=EVALUATE in sys.argv[2:])
     except (RuntimeError, MemoryError) as error:
