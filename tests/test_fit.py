@@ -25,10 +25,11 @@ class Machine:
     context: int
     start: Setting
     budget_seconds: float = 300.0
+    evaluation: int = 1  # tokens that the lab has: none
 
     @property
     def goal(self) -> Goal:
-        return Goal(self.context, self.budget_seconds, self.start)
+        return Goal(self.context, self.budget_seconds, self.start, self.evaluation)
 
     def measure(self, setting: Setting) -> Row:
         """What the shipped model would need: 42 bytes of memory for each token, layer and channel, as on the H100."""
@@ -40,11 +41,8 @@ class Machine:
         if memory > 1024 * self.memory_gb:
             return Row(setting, None, "out of memory")
         found = Measurement(
-            device="made up",
-            dtype="bfloat16",
             tokens=tokens,
             parameters=blocks + (2 + math.ceil(depth / 2)) * table,
-            startup_seconds=10.0,
             pass_seconds=tokens * flops / self.rate + self.overhead,
             optimizer_seconds=self.optimizer_seconds,
             memory_mb=memory,
@@ -76,10 +74,10 @@ def run(machine: Machine) -> Plan:
 
 
 @pytest.mark.parametrize("machine", MACHINES, ids=NAMES)
-def test_every_machine_gets_some_hundreds_of_steps_in_what_it_has(machine: Machine) -> None:
+def test_every_machine_gets_about_a_thousand_steps_in_what_it_has(machine: Machine) -> None:
     table, plan = search(machine)
     assert len(table) <= 12
-    assert 300 <= plan.steps <= 2000
+    assert 500 <= plan.steps <= 2000
     assert plan.batch_tokens == plan.passes * plan.rows * machine.context
     assert plan.batch_tokens == 2 ** round(math.log2(plan.batch_tokens))
     assert plan.memory_mb <= 0.8 * 1024 * machine.memory_gb
@@ -106,9 +104,16 @@ def found(machine: Machine, setting: Setting) -> Measurement:
     return measured
 
 
-def test_an_h100_gets_the_depth_evaluation_and_best_batch_of_the_reference() -> None:
-    plan = run(H100)
-    assert (plan.depth, plan.batch_tokens, plan.evaluation_tokens) == (8, 2**18, 40 * 524288)
+@pytest.mark.parametrize("depth", [8, 9])
+def test_an_h100_gets_or_keeps_the_depth_and_batch_that_did_best_on_one(depth: int) -> None:
+    plan = run(replace(H100, start=Setting(depth, 128)))
+    assert (plan.depth, plan.batch_tokens, plan.evaluation_tokens) == (9, 2**18, 40 * 524288)
+
+
+def test_two_cores_get_no_larger_batch_than_a_thousand_steps_allow() -> None:
+    """The best one known there: 2^12 for a minute."""
+    assert run(LAPTOP).batch_tokens == 2**12
+    assert run(replace(LAPTOP, budget_seconds=300)).batch_tokens <= 2**14
 
 
 def test_a_faster_machine_gets_a_deeper_model_and_more_tokens() -> None:
@@ -120,8 +125,8 @@ def test_a_faster_machine_gets_a_deeper_model_and_more_tokens() -> None:
 @pytest.mark.parametrize("start", [Setting(2, 1), Setting(16, 128), Setting(8, 128)])
 def test_the_plan_hardly_depends_on_the_sizes_that_the_lab_had(start: Setting) -> None:
     plan = run(replace(RTX_4090, start=start))
-    assert plan.depth == run(RTX_4090).depth
-    assert plan.tokens > 0.9 * run(RTX_4090).tokens
+    assert abs(plan.depth - run(RTX_4090).depth) <= 1
+    assert plan.tokens > 0.8 * run(RTX_4090).tokens
 
 
 def test_where_memory_runs_out_a_quarter_of_the_rows_is_tried_and_then_half_the_depth() -> None:
@@ -133,6 +138,21 @@ def test_where_memory_runs_out_a_quarter_of_the_rows_is_tried_and_then_half_the_
     failed = [Row(Setting(8, 1), None, "out of memory"), Row(Setting(2, 1), None, "out of memory")]
     assert fit.next_setting(failed[:1], small.goal) == Setting(4, 1)
     assert fit.next_setting(failed, small.goal) is None
+
+
+def test_a_depth_that_was_not_ready_in_time_is_left_out_and_fewer_rows_are_not_tried() -> None:
+    late = Row(Setting(9, 128), None, f"{fit.NOT_READY} in 60 s")
+    table = [H100.measure(Setting(8, 128)), late]
+    while (setting := fit.next_setting(table, H100.goal)) and len(table) < 12:
+        assert setting.depth == 8
+        table.append(H100.measure(setting))
+    assert fit.chosen(fit.measured(table), H100.goal).depth == 8
+    assert fit.next_setting([late], H100.goal) is None
+
+
+def test_a_depth_that_is_slow_once_it_is_ready_is_tried_with_half_the_rows() -> None:
+    table = [H100.measure(Setting(8, 128)), Row(Setting(9, 128), None, "not done in 60 s")]
+    assert fit.next_setting(table, H100.goal) == Setting(9, 64)
 
 
 def test_slow_optimizers_do_not_drive_a_slow_machine_to_ever_smaller_batches() -> None:
@@ -157,16 +177,36 @@ def test_the_batch_grows_with_the_tokens_as_its_power_law_says() -> None:
     assert 1 / 2 < plan.batch_tokens / (math.sqrt(2) * fit.best_batch(plan.tokens)) <= 1
 
 
-def test_rows_without_room_for_evaluation_are_not_chosen() -> None:
+def test_where_evaluation_fails_the_rows_stay_and_its_time_is_estimated() -> None:
+    """The grader halves its batch by itself where memory is short."""
     table, plan = search(RTX_4090)
-    asked = table[-1].setting
-    assert asked == Setting(plan.depth, plan.rows, evaluate=True)
-    table[-1] = Row(asked, None, "out of memory")
-    after = fit.next_setting(table, RTX_4090.goal)
-    assert after is not None
-    assert after.rows < asked.rows
-    table[-1] = Row(asked, None, "not done in 9 s")
-    assert fit.chosen(fit.measured(table), RTX_4090.goal).rows == asked.rows
+    table[-1] = Row(table[-1].setting, None, "out of memory")
+    assert fit.next_setting(table, RTX_4090.goal) is None
+    assert fit.chosen(fit.measured(table), RTX_4090.goal).rows == plan.rows
+
+
+@pytest.mark.parametrize("hours", [2, 12])
+@pytest.mark.parametrize("machine", MACHINES, ids=NAMES)
+def test_however_long_the_budget_a_score_takes_a_minute_at_most(machine: Machine, hours: int) -> None:
+    assert run(replace(machine, budget_seconds=hours * 3600)).evaluation_seconds <= 60
+
+
+def test_a_score_is_of_one_row_at_least() -> None:
+    setting = Setting(2, 1)
+    few = replace(found(LAPTOP, setting), validation_tokens=5_000)
+    assert fit.evaluation_tokens(few, replace(LAPTOP, context=8192).goal)[0] == 8192
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.4, False), (0.5, True), (0.75, True), (2, True), (2.5, False)])
+def test_evaluation_tokens_within_a_factor_of_two_stay_as_they_are(share: float, kept: bool) -> None:
+    measured = found(MAC, Setting(3, 64))
+    best, seconds = fit.evaluation_tokens(measured, MAC.goal)
+    old = int(share * best)
+    tokens = old if kept else best
+    found_again = fit.evaluation_tokens(measured, replace(MAC, evaluation=old).goal)
+    assert found_again == (tokens, pytest.approx(seconds * tokens / best))
+    there_is_less = replace(measured, validation_tokens=best)
+    assert fit.evaluation_tokens(there_is_less, replace(MAC, evaluation=2 * best).goal)[0] == best
 
 
 def test_no_more_is_evaluated_than_there_is_and_where_it_is_not_measured_it_is_estimated() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import config, fit, fitting, git, stopwatch
+from autoresearch import config, fitting, git
 from autoresearch.errors import UserError
 from autoresearch.fit import Row, Setting
 from autoresearch.fitting import Fit
@@ -21,7 +22,7 @@ from autoresearch.workspace import Workspace
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A committed lab whose model takes milliseconds, at first with a needlessly large batch."""
-    lab = tmp_path / "lab"
+    lab = tmp_path / "a lab"
     create(lab, presets()["cpu"], 20)
     sizes = {"DEPTH": 2, "ASPECT_RATIO": 16, "HEAD_DIM": 32, "DEVICE_BATCH_SIZE": 64, "TOTAL_BATCH_SIZE": 2**16}
     for name, constants in {"train.py": sizes, "prepare.py": {"MAX_SEQ_LEN": 32, "VOCAB_SIZE": 260}}.items():
@@ -30,9 +31,9 @@ def tiny(tmp_path: Path) -> Path:
     return lab
 
 
-def measure(lab: Path, rows: list[Row] | None = None) -> Fit:
+def measure(lab: Path, rows: list[Row] | None = None, memory_gb: float | None = None) -> Fit:
     announce = (rows if rows is not None else []).append
-    return fitting.fit_lab(Workspace.open(lab), Path(sys.executable), config.run_environment(), announce)
+    return fitting.fit_lab(Workspace.open(lab), Path(sys.executable), config.run_environment(), memory_gb, announce)
 
 
 def doctor(lab: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -77,15 +78,27 @@ def text(lab: Path, name: str) -> str:
 
 
 @pytest.mark.slow
+def test_no_more_memory_is_taken_for_free_than_a_run_may_have(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "LIMIT_SECONDS", 30.0)
+    measured = measure(tiny, memory_gb=0.5).table[0].found
+    assert measured is not None
+    assert measured.free_mb == 512
+
+
+@pytest.mark.slow
 def test_the_command_takes_less_than_two_minutes_and_says_what_is_next(tiny: Path) -> None:
     start = time.monotonic()
     done = doctor(tiny)
     assert time.monotonic() - start < 120
     assert done.returncode == 0, done.stderr
-    assert "optimizers" in done.stdout.splitlines()[0]
+    assert done.stdout.count("optimizers") == done.stdout.splitlines()[0].count("optimizers") == 1
     assert "steps" in done.stdout
-    assert done.stdout.endswith(f'next: cd {tiny} && git commit -am "fit this machine" && autoresearch run\n')
-    assert "not committed" in doctor(tiny).stderr
+    assert done.stdout.endswith(
+        f'next: cd {shlex.quote(str(tiny))} && git commit -am "fit this machine" && autoresearch run\n'
+    )
+    refused = doctor(tiny)
+    assert "not committed" in refused.stderr
+    assert refused.stdout == ""
     git.commit_all(tiny, "fit this machine")
     again = doctor(tiny, "--json")
     found = json.loads(again.stdout)
@@ -137,8 +150,21 @@ def test_a_train_py_that_fails_by_itself_is_told_with_the_last_line_of_its_log(t
         measure(tiny)
 
 
-def test_both_sides_call_want_of_memory_the_same() -> None:
-    assert stopwatch.OUT_OF_MEMORY == fit.OUT_OF_MEMORY
+def test_a_train_py_that_a_signal_ends_is_not_short_of_memory(tiny: Path) -> None:
+    edit(tiny, "def count_parameters(", "ctypes.string_at(0)\n\n\ndef count_parameters(")
+    with pytest.raises(UserError, match="failed with code -11"):
+        measure(tiny)
+
+
+@pytest.mark.slow
+def test_what_the_system_kills_is_likely_short_of_memory(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "LIMIT_SECONDS", 60.0)
+    edit(tiny, "def count_parameters(", "os.kill(os.getpid(), 9)\n\n\ndef count_parameters(")
+    rows: list[Row] = []
+    with pytest.raises(UserError, match="nothing could be measured"):
+        measure(tiny, rows)
+    assert [row.setting for row in rows[:2]] == [Setting(2, 64), Setting(2, 16)]
+    assert rows[0].problem.startswith("out of memory, likely")
 
 
 @pytest.mark.slow
@@ -155,9 +181,20 @@ def test_want_of_memory_is_a_row_and_no_end(tiny: Path, monkeypatch: pytest.Monk
 
 def test_where_nothing_can_be_measured_in_time_it_says_what_to_do(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "LIMIT_SECONDS", 1.5)
-    with pytest.raises(UserError, match=r"not done in .* processors were busy .* lower DEVICE_BATCH_SIZE"):
+    with pytest.raises(UserError, match=r"not ready .* in .* processors were busy .* lower DEVICE_BATCH_SIZE"):
         measure(tiny)
     assert git.changed_paths(tiny) == ()
+
+
+@pytest.mark.slow
+def test_a_measurement_that_is_slow_after_it_was_ready_is_not_done(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "LIMIT_SECONDS", 20.0)
+    last = "        part.load_state_dict(state)\n"
+    edit(tiny, last, f"{last}    model.forward = lambda *_: time.sleep(99)\n")
+    rows: list[Row] = []
+    with pytest.raises(UserError, match="nothing could be measured"):
+        measure(tiny, rows)
+    assert rows[0].problem.startswith("not done in ")
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,22 @@ def measure(directory: Path, train: str | None = None, *options: str) -> dict[st
     if train is not None:
         (directory / "train.py").write_text(train)
     shutil.copy(stopwatch.__file__, directory / stopwatch.FILE)
-    subprocess.run([sys.executable, stopwatch.FILE, *options], cwd=directory, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, stopwatch.FILE, *(options or ("inf",))], cwd=directory, check=True, capture_output=True
+    )
     found: dict[str, Any] = json.loads((directory / stopwatch.RESULT).read_text())
     return found
 
 
 def test_it_measures_speed_memory_and_evaluation_of_the_shipped_train_py_without_any_data(tmp_path: Path) -> None:
-    found = Measurement(**measure(tmp_path, None, stopwatch.EVALUATE))
+    found = Measurement(**measure(tmp_path, None, "2048", stopwatch.EVALUATE))
     assert found.tokens == 4 * 32
     assert found.parameters == 2 * 12 * 32**2 + 3 * 260 * 32 + 32 + 4  # blocks, three tables, a gate, lambdas
-    assert 100 < found.memory_mb < found.free_mb
-    assert 0 < found.pass_seconds < found.startup_seconds
+    assert 100 < found.memory_mb < found.free_mb == 2048  # what was allowed
+    assert found.pass_seconds > 0
     assert found.optimizer_seconds > 0
     assert found.evaluation_seconds is not None
     assert found.evaluation_seconds < found.pass_seconds
-    assert found.device in ("cpu", "cuda", "mps")
 
 
 def test_a_train_py_without_what_is_needed_has_the_names_told(tmp_path: Path) -> None:

@@ -148,20 +148,21 @@ def test_a_check_that_fails_says_what_to_do() -> None:
 
 def test_the_table_of_a_fit_stands_under_its_head_and_its_plan_has_the_reasons() -> None:
     out, setting = console(), Setting(2, 8, evaluate=True)
-    found = Measurement("cpu", "float32", 2048, 1_200_000, 4.0, 0.059, 0.015, 500.0, 22_000.0, 400_000, 0.025)
-    for row in (FitRow(setting, found), FitRow(Setting(4, 16), None, NASTY)):
-        terminal.show_measurement(row, out)
-    goal = Goal(256, 60, Setting(4, 16))
+    found = Measurement(2048, 1_200_000, 0.059, 0.015, 500.0, 22_000.0, 400_000, 0.025)
+    terminal.show_measurement(FitRow(setting, found), out, first=True)
+    terminal.show_measurement(FitRow(Setting(4, 16), None, NASTY), out, first=False)
+    goal = Goal(256, 60, Setting(4, 16), 2**16)
     terminal.show_plan(plan_of(setting, found, goal), goal, Setting(3, 8), out)
     said = printed(out)
-    first, second, *_ = said.splitlines()
+    head, first, second, *_ = said.splitlines()
+    assert head == terminal.FIT_HEAD
     assert first.split()[:3] == ["2", "8", "1.2"]
-    assert len(first) == len(terminal.FIT_HEAD)
+    assert len(first) == len(head)
     assert "27,676" in first
     assert second == f"    4    16  {HARMLESS}"
     for wanted in (
-        "1.5 for each of 1.2 M parameters (aim 10)",
-        "4,096 tokens, 2 x 8 rows: 452 steps",
+        "1.4 for each of 1.2 M parameters (aim 5)",
+        "2,048 tokens, 1 x 8 rows: 811 steps",
         "262,144 tokens",
     ):
         assert wanted in said

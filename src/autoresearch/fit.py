@@ -10,12 +10,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-# The reference has 499.6 M tokens for 50.3 M parameters, 10 a parameter, and gained by one layer more, so that it is
-# not too few for a minute's or an hour's budget, though Chinchilla (arXiv 2203.15556) found 20 best.
-TOKENS_PER_PARAMETER = 10.0
+# The reference has 499.6 M tokens for 50.3 M parameters, 10 a parameter, and gained by one layer more, 81 M parameters
+# with 3 to 6 tokens each: so short a run wants fewer than the 20 that Chinchilla (arXiv 2203.15556) found best.
+TOKENS_PER_PARAMETER = 5.0
 # The reference did best with 2^18 tokens a step; the best batch grows with tokens^0.383.
 REFERENCE_BATCH, REFERENCE_TOKENS, BATCH_EXPONENT = 2**18, 499.6e6, 0.383
-LEAST_STEPS = 300  # optimizer steps of a run; Muon's momentum alone takes that many to rise
+# Optimizer steps of a run. The reference has 953 and did better with twice as many; on two cores a minute's run of four
+# layers of 128 did better with 2^12 tokens a step (val_bpb 1.17 to 1.22) than with 2^13, and half the steps (1.37).
+LEAST_STEPS = 900
 SHALLOWEST, DEEPEST = 2, 32
 MOST_DEPTHS = 4  # depths that are measured
 LONGEST_LEAP = 2  # a depth is not measured more than so many times as deep as the nearest measured one
@@ -23,8 +25,9 @@ RATIO_EXPONENT = -5.0  # width grows with depth: parameters and seconds a token 
 MEMORY_SHARE = 0.8  # of the free memory, at most: the rest is for what a researcher adds
 NEARLY = 0.97  # of the best speed is as good: then fewer rows, which need less memory
 EVALUATION_SHARE = 0.08  # of the budget that scoring may take at most; a power of two takes half of that or more
+EVALUATION_SECONDS = 60.0  # that it may take at most: validation and holdout are scored in allowance_seconds, 300
 GRADING_COST = 1.2  # of scoring from outside the run, in scoring inside it
-OUT_OF_MEMORY = "out of memory"  # a problem of a row
+NOT_READY = "not ready"  # how the problem of a row begins whose time was over before anything could be timed
 LEAST_EVALUATION, MOST_EVALUATION = 2**16, 40 * 2**19  # tokens; the most is the reference's
 
 
@@ -41,11 +44,8 @@ class Setting:
 class Measurement:
     """What a setting was found to need; seconds are medians, memory is in MiB."""
 
-    device: str
-    dtype: str
     tokens: int  # of one device batch
     parameters: int
-    startup_seconds: float
     pass_seconds: float  # forward and backward of one device batch
     optimizer_seconds: float
     memory_mb: float
@@ -66,11 +66,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the sizes are for: the lab's context and budget, and the setting that it has now."""
+    """What the sizes are for: the lab's context and budget, and the sizes that it has now."""
 
     context: int
     budget_seconds: float
     start: Setting
+    evaluation_tokens: int
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def next_setting(table: Sequence[Row], goal: Goal) -> Setting | None:
     if not table:
         return goal.start
     found = measured(table)
-    if not found:
-        return _smaller(table[-1].setting)
+    slow = {row.setting.depth for row in table if row.problem.startswith(NOT_READY)}
+    if not found:  # fewer rows compile no faster
+        return None if slow else _smaller(table[-1].setting)
     depths = {row.setting.depth for row in table}
     best = chosen(found, goal)
     wide = Setting(best.depth, 4 * best.rows)
@@ -112,7 +114,7 @@ def next_setting(table: Sequence[Row], goal: Goal) -> Setting | None:
         return wide  # first, for a device that is hardly used would seem too slow for more depth
     depth = wanted_depth(found, goal)
     tried = {row.setting.rows for row in table if row.setting.depth == depth}
-    if depth not in {setting.depth for setting in found}:
+    if depth not in {setting.depth for setting in found} | slow:
         rows = min(tried) // 2 if tried else best.rows
         if rows and (tried or len(depths) < MOST_DEPTHS):
             return Setting(depth, rows)
@@ -145,19 +147,8 @@ def _most_memory(best: Plan, found: Mapping[Setting, Measurement]) -> float:
 
 
 def measured(table: Iterable[Row]) -> dict[Setting, Measurement]:
-    """What was found, by setting without `evaluate`; a later measurement, with evaluation, replaces an earlier one.
-
-    Where evaluation ran out of memory that setting and those with more rows do not count, unless there is no other.
-    """
-    table = list(table)
-    found = {Setting(row.setting.depth, row.setting.rows): row.found for row in table if row.found}
-    failed = [row.setting for row in table if row.setting.evaluate and OUT_OF_MEMORY in row.problem]
-    roomy = {
-        setting: measurement
-        for setting, measurement in found.items()
-        if not any(setting.depth == each.depth and setting.rows >= each.rows for each in failed)
-    }
-    return roomy or found
+    """What was found, by setting without `evaluate`; a later measurement, with evaluation, replaces an earlier one."""
+    return {Setting(row.setting.depth, row.setting.rows): row.found for row in table if row.found}
 
 
 # ---------------------------------------------------------------- depth
@@ -194,8 +185,8 @@ def _distance(ratio: float) -> float:
 def chosen(found: Mapping[Setting, Measurement], goal: Goal) -> Plan:
     """The best plan of what was measured: the depth nearest the wanted ratio, and the batch that is worth most there.
 
-    Of batches that are about equally good the one with the fewest rows: what it leaves free, evaluation and a
-    researcher's ideas can use. One that fills the memory is taken only where there is no other.
+    Of batches that are about equally good the one with the fewest rows: what it leaves free a researcher's ideas can
+    use. One that fills the memory is taken only where there is no other.
     """
     ratios = ratios_by_depth(found, goal)
     depth = min(ratios, key=lambda each: _distance(ratios[each]))
@@ -253,12 +244,15 @@ def evaluation_tokens(found: Measurement, goal: Goal) -> tuple[int, float]:
     """Validation tokens that a score may be of, a power of two or the reference's number, and the seconds they take.
 
     Where evaluation was not measured it is taken for half of a forward and backward, which is more than its share.
+    What the lab has stays where it is within a factor of two: scores of different numbers of tokens do not compare.
     """
     seconds = GRADING_COST * (found.evaluation_seconds or found.pass_seconds / 2) / found.tokens  # a token
-    most = EVALUATION_SHARE * goal.budget_seconds / seconds
+    most = min(EVALUATION_SHARE * goal.budget_seconds, EVALUATION_SECONDS) / seconds
+    there = math.inf if found.validation_tokens is None else found.validation_tokens
     tokens = MOST_EVALUATION if most >= MOST_EVALUATION else max(LEAST_EVALUATION, power_of_two(most))
-    if found.validation_tokens is not None:
-        tokens = min(tokens, power_of_two(found.validation_tokens))
+    tokens = max(goal.context, tokens if tokens <= there else power_of_two(there))
+    if tokens / 2 <= goal.evaluation_tokens <= min(2 * tokens, there):
+        tokens = goal.evaluation_tokens
     return tokens, tokens * seconds
 
 

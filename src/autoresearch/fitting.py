@@ -23,11 +23,13 @@ from autoresearch.workspace import Workspace
 PREPARE = "prepare.py"
 CONSTANTS = {"DEPTH": ENTRY, "DEVICE_BATCH_SIZE": ENTRY, "TOTAL_BATCH_SIZE": ENTRY, "EVAL_TOKENS": PREPARE}  # are set
 LIMIT_SECONDS = 108.0  # for all measurements; with what starts and ends them it stays under two minutes
-LONGEST_SECONDS = 60.0  # for one
+LONGEST_SECONDS = 60.0  # for one, once there is something to decide by; compilation may take long
 LONGEST_LINE = 300  # characters of a log that are shown
 FAILED = "failed"
+KILLED = -9  # exit code of what the system ended, on a CPU for want of memory
 BUSY_SECONDS = 1.0
 LOG = "log"
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as train.py's main() sets it
 
 Files = Mapping[str, bytes]
 
@@ -59,8 +61,14 @@ class Fit:
     busy_percent: float
 
 
-def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], announce: Callable[[Row], None]) -> Fit:
-    """Measure, decide and write; every row is announced as it comes.
+def fit_lab(
+    workspace: Workspace,
+    python: Path,
+    environment: Mapping[str, str],
+    memory_gb: float | None,
+    announce: Callable[[Row], None],
+) -> Fit:
+    """Measure, decide and write; every row is announced as it comes. `memory_gb` (GiB) is what a run may have.
 
     Raises:
         UserError: the files have uncommitted edits or not what is needed, or nothing could be measured.
@@ -68,13 +76,15 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
     start = time.monotonic()
     files = _committed(workspace)
     goal = goal_of(files)
+    command = [str(python), stopwatch.FILE, str(math.inf if memory_gb is None else 1024 * memory_gb)]
     busy = psutil.cpu_percent(BUSY_SECONDS)
     table: list[Row] = []
     while setting := fit.next_setting(table, goal):
         left = LIMIT_SECONDS - (time.monotonic() - start)
         if table and left < _likely_seconds(table):
             break
-        row = _measure(setting, goal, files, python, environment, min(left, LONGEST_SECONDS))
+        most = min(left, LONGEST_SECONDS) if fit.measured(table) else left
+        row = _measure(setting, goal, files, command, environment, most)
         if not table and row.problem.startswith(FAILED):
             raise UserError(f"train.py {row.problem}: mend that first, `autoresearch train` shows all of it")
         table.append(row)
@@ -84,7 +94,7 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
         tried = f"{len(table)} settings tried, the last: {table[-1].problem}"
         raise UserError(
             f"nothing could be measured in {LIMIT_SECONDS:.0f} s ({tried}; {busy:.0f} % of the processors were busy "
-            "before): wait until the machine is idle, or lower DEVICE_BATCH_SIZE in train.py"
+            "before): run it again when the machine is idle, or lower DEVICE_BATCH_SIZE in train.py"
         )
     plan = fit.chosen(found, goal)
     changes = _write(workspace, files, plan)
@@ -92,14 +102,15 @@ def fit_lab(workspace: Workspace, python: Path, environment: Mapping[str, str], 
 
 
 def goal_of(files: Files) -> Goal:
-    """What a lab's files say: its context, budget, and the depth and rows that it has now.
+    """What a lab's files say: its context, budget, and the sizes that it has now.
 
     Raises:
         UserError: they lack a constant that is read, or that is to be set.
     """
     now = {name: number(files[file].decode(), file, name) for name, file in CONSTANTS.items()}
-    context = number(files[PREPARE].decode(), PREPARE, "MAX_SEQ_LEN")
-    return Goal(context, presets.budget(files[PREPARE].decode()), Setting(now["DEPTH"], now["DEVICE_BATCH_SIZE"]))
+    prepare = files[PREPARE].decode()
+    start = Setting(now["DEPTH"], now["DEVICE_BATCH_SIZE"])
+    return Goal(number(prepare, PREPARE, "MAX_SEQ_LEN"), presets.budget(prepare), start, now["EVAL_TOKENS"])
 
 
 def _committed(workspace: Workspace) -> Files:
@@ -136,7 +147,7 @@ def _measure(
     setting: Setting,
     goal: Goal,
     files: Files,
-    python: Path,
+    command: Sequence[str],
     environment: Mapping[str, str],
     deadline_seconds: float,
 ) -> Row:
@@ -154,11 +165,10 @@ def _measure(
             (directory / path).write_bytes(content)
         (directory / ENTRY).write_bytes(_filled(files[ENTRY], constants))
         shutil.copyfile(stopwatch.__file__, directory / stopwatch.FILE)
-        command = [str(python), stopwatch.FILE, *([stopwatch.EVALUATE] if setting.evaluate else [])]
         ended = process.run_group(
-            command,
+            [*command, *([stopwatch.EVALUATE] if setting.evaluate else [])],
             directory=directory,
-            environment=environment,
+            environment={**ALLOCATOR, **environment},
             log=directory / LOG,
             deadline_seconds=deadline_seconds,
             mark=f"fit:{directory}",
@@ -185,9 +195,10 @@ def _outcome(directory: Path, exit_code: int | None, deadline_seconds: float) ->
     if "problem" in found:
         return None, str(found["problem"])
     if exit_code is None:
-        return None, f"not done in {deadline_seconds:.0f} s"
-    if exit_code < 0:  # on a CPU the system kills what takes too much
-        return None, f"{fit.OUT_OF_MEMORY}, likely: ended by signal {-exit_code}"
+        what = "not done" if "warm" in found else f"{fit.NOT_READY} (imports, compilation)"
+        return None, f"{what} in {deadline_seconds:.0f} s"
+    if exit_code == KILLED:
+        return None, f"{stopwatch.OUT_OF_MEMORY}, likely: the system killed it"
     lines = (directory / LOG).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
     return None, f"{FAILED} with code {exit_code} while it was measured ({lines[-1][:LONGEST_LINE]})"
 

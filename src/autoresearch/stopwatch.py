@@ -1,7 +1,7 @@
 """Measures one setting of a lab's train.py on random tokens: its speed and memory. No data is needed.
 
-It stands alone: `fitting` copies it beside train.py and runs it there, with the lab's own Python. Its findings are
-written to RESULT, first those of training, then again with those of evaluation, so that a deadline loses little.
+It stands alone: `fitting` copies it beside train.py and runs it there, with the lab's own Python. It writes to RESULT
+as it goes: that it is warmed up, what training needs, the same with evaluation's seconds. So a deadline loses little.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 FILE = "autoresearch_stopwatch.py"  # what this file is called beside train.py
 RESULT = "stopwatch.json"
-EVALUATE = "evaluate"  # the argument that asks for evaluation too
+EVALUATE = "evaluate"  # asks for evaluation too, after the MiB that a run on a CPU may have
 NEEDED = ("build", "warm_up", "peak_memory_mb", "count_parameters", "DEVICE_BATCH_SIZE")
 OUT_OF_MEMORY = "out of memory"
 SHORT_OF_MEMORY = re.compile("MemoryError|out of memory|allocate memory|ALLOC_FAILED")  # in the repr of an error
@@ -30,16 +30,15 @@ CHUNK = 8192  # tokens whose losses are computed at a time, as prepare.py does
 
 def main() -> None:
     try:
-        measure(evaluate=EVALUATE in sys.argv[1:])
+        measure(float(sys.argv[1]), evaluate=EVALUATE in sys.argv[2:])
     except (RuntimeError, MemoryError) as error:
         if not SHORT_OF_MEMORY.search(repr(error)):
             raise
         write({"problem": OUT_OF_MEMORY})
 
 
-def measure(*, evaluate: bool) -> None:
+def measure(most_mb: float, *, evaluate: bool) -> None:
     """Build and warm the model up as train.py does, then time forward and backward, optimizers and evaluation."""
-    import psutil
     import torch
 
     train, prepare = importlib.import_module("train"), importlib.import_module("prepare")
@@ -49,9 +48,10 @@ def measure(*, evaluate: bool) -> None:
     torch.set_float32_matmul_precision("high")
     getattr(train, "keep_freed_memory", lambda: None)()  # its main() does that too; without it a CPU is much slower
     device = prepare.detect_device()
-    free_mb = free_memory_mb(device)
+    free_mb = free_memory_mb(device, most_mb)
     model, optimizers = train.build(device, prepare.VOCAB_SIZE)
     train.warm_up(model, optimizers, device)
+    write({"warm": True})
     x, y = prepare.warmup_batch(train.DEVICE_BATCH_SIZE, device)
     passes, steps = [], []
 
@@ -66,14 +66,10 @@ def measure(*, evaluate: bool) -> None:
         synchronize(device)
         steps.append(time.perf_counter() - start - passes[-1])
 
-    startup_seconds = time.time() - psutil.Process().create_time()
     repeat(step)
     found = {
-        "device": str(device),
-        "dtype": str(getattr(model, "dtype", "unknown")).removeprefix("torch."),
         "tokens": x.numel(),
         "parameters": train.count_parameters(model),
-        "startup_seconds": startup_seconds,
         "pass_seconds": statistics.median(passes[1:]),
         "optimizer_seconds": statistics.median(steps[1:]),
         "memory_mb": train.peak_memory_mb(device),
@@ -82,8 +78,7 @@ def measure(*, evaluate: bool) -> None:
     }
     write(found)
     if evaluate:
-        seconds = evaluation_seconds(model, x, y, device)
-        write({**found, "evaluation_seconds": seconds, "memory_mb": train.peak_memory_mb(device)})
+        write({**found, "evaluation_seconds": evaluation_seconds(model, x, y, device)})
 
 
 def evaluation_seconds(model: Any, x: Any, y: Any, device: Any) -> float:
@@ -123,8 +118,8 @@ def synchronize(device: Any) -> None:
         torch.accelerator.synchronize()
 
 
-def free_memory_mb(device: Any) -> float:
-    """MiB that a run may use: free on a CUDA device, recommended on a Mac's GPU, available on a CPU's machine."""
+def free_memory_mb(device: Any, most_mb: float) -> float:
+    """MiB that a run may use: free on a CUDA device, recommended on a Mac's GPU, on a CPU available and allowed."""
     import psutil
     import torch
 
@@ -133,7 +128,7 @@ def free_memory_mb(device: Any) -> float:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() / 2**20
     mine = psutil.Process().memory_info().rss
-    return (psutil.virtual_memory().available + mine) / 2**20  # its own share is in its peak as well
+    return min(most_mb, (psutil.virtual_memory().available + mine) / 2**20)  # its own share is in its peak as well
 
 
 def validation_tokens(data: Path) -> int | None:

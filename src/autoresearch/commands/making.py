@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def new(
     presets.create(directory, table[name].reference if reference else table[name], budget)
     recipe = ", the published recipe" if reference else ""
     print(f"made {directory} with preset {name}{recipe}: for {table[name].purpose}")
-    print(f"next: cd {directory} && autoresearch run        (program.md is yours to edit)")
+    print(f"next: cd {shlex.quote(str(directory))} && autoresearch run        (program.md is yours to edit)")
 
 
 def doctor_(
@@ -74,15 +75,15 @@ def _fit(lab: Path, *, as_json: bool) -> None:
     workspace, console = Workspace.open(lab), Console()
     settings, _ = config.load(workspace.program)
     python = compose.interpreter(settings, workspace.root)
+    rows: list[Row] = []
 
     def announce(row: Row) -> None:
+        rows.append(row)
         if not as_json:
-            terminal.show_measurement(row, console)
+            terminal.show_measurement(row, console, first=len(rows) == 1)
 
     with workspace.lock():  # nothing else may use the machine's time, nor read the files meanwhile
-        if not as_json:
-            print(terminal.FIT_HEAD)
-        found = fitting.fit_lab(workspace, python, config.run_environment(), announce)
+        found = fitting.fit_lab(workspace, python, config.run_environment(), settings.memory_gb, announce)
     if as_json:
         print_json(found)
         return
@@ -94,7 +95,7 @@ def _fit(lab: Path, *, as_json: bool) -> None:
     if any(change.file == "prepare.py" for change in found.changes):
         print("prepare.py is frozen in a campaign: scores before and after this do not compare")
     begun = Ledger(workspace.ledger).campaign() is not None
-    there = "" if lab == HERE else f"cd {lab} && "
+    there = "" if lab == HERE else f"cd {shlex.quote(str(lab))} && "
     run = "autoresearch run" + (" --tag NAME" if begun else "")
     next_step = f'next: {there}git commit -am "fit this machine" && {run}'
     print(next_step if found.changes else "the sizes fit as they are")

@@ -109,8 +109,10 @@ def show_log(rows: Iterable[Row], console: Console, classes: str | None = None) 
 FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s    memory of what is free  evaluation"
 
 
-def show_measurement(row: FitRow, console: Console) -> None:
-    """One line of the table that the sizes are decided from, under FIT_HEAD."""
+def show_measurement(row: FitRow, console: Console, *, first: bool) -> None:
+    """One line of the table that the sizes are decided from, the first one under FIT_HEAD."""
+    if first:
+        say(console, Text(FIT_HEAD))
     head = f"{row.setting.depth:>5}  {row.setting.rows:>4}  "
     found = row.found
     if found is None:
