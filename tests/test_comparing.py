@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import platform
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import grading_lab
 import toy_lab
-from autoresearch import comparing, config, hardware, presets
+from autoresearch import comparing, config, hardware, presets, process
 from autoresearch.campaign import Campaign
 from autoresearch.errors import UserError
 from autoresearch.events import CampaignStarted, Event, RunEnded
@@ -75,12 +81,13 @@ def test_two_runs_are_of_one_class_just_where_device_preset_files_and_data_are_t
     assert set(first.contradicting(second)) <= set(first.differing(second))
 
 
-def test_only_frozen_files_that_run_count() -> None:
+def test_every_frozen_file_counts_but_for_prose() -> None:
     same = class_of(started(), scored())
-    prose = started(frozen_sha256={**FILES, "program.md": "other", "README.md": "new"})
-    code = started(frozen_sha256={**FILES, "helper.py": "new"})
+    prose = started(frozen_sha256={**FILES, "program.md": "other", "README.md": "new", ".gitignore": "other"})
     assert class_of(prose, scored()) == same
-    assert class_of(code, scored()).differing(same) == ("frozen",)
+    for path in ("helper.py", "config.yaml", "data/pairs.json"):
+        read = started(frozen_sha256={**FILES, path: "new"})
+        assert class_of(read, scored()).differing(same) == ("frozen",)
 
 
 def test_what_a_run_says_of_itself_does_not_count() -> None:
@@ -96,13 +103,66 @@ def test_what_is_unknown_contradicts_nothing_and_equals_nothing_known() -> None:
     assert new.differing(old) == ("device", "preset")
     assert str(old).startswith("unknown device · unknown preset · files ")
     assert str(new).startswith(f"{HERE} · cpu · files ")
+    assert str(class_of(started(), scored(environment={}))).endswith(" · data unknown")
 
 
-def test_a_device_names_the_processor_and_the_cores_that_may_be_used() -> None:
-    found = hardware.device()
-    assert str(found) == f"{found.kind}: {found.name}"
-    if found.kind == "cpu":
-        assert found.name == f"{hardware.processor()}, {hardware.usable_cores()} cores"
+# ---------------------------------------------------------------- the device, by a name that must stay as it is
+
+XEON = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)  CPU @ 2.20GHz\ncache size\t: 1\n"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine of which torch finds no GPU, whatever this one has."""
+    for gpu in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(gpu, "is_available", lambda: False)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("cores", "name"),
+    [
+        ({3}, "cpu: Intel(R) Xeon(R) CPU @ 2.20GHz, 1 core"),
+        ({0, 1, 5}, "cpu: Intel(R) Xeon(R) CPU @ 2.20GHz, 3 cores"),
+    ],
+)
+def test_a_cpu_is_named_by_its_model_and_the_cores_that_may_be_used(
+    cores: set[int], name: str, tmp_path: Path, no_gpu: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(XEON * 8)
+    no_gpu.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    no_gpu.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    assert str(hardware.device()) == name
+
+
+def test_a_gpu_is_named_by_its_model(no_gpu: pytest.MonkeyPatch) -> None:
+    h100 = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=79 * 2**30)
+    no_gpu.setattr(torch.cuda, "is_available", lambda: True)
+    no_gpu.setattr(torch.cuda, "get_device_properties", lambda device: h100)
+    assert str(hardware.device()) == "cuda: NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize("chip", ["Apple M1", "Apple M2 Pro"])
+def test_a_mac_is_named_by_its_chip_and_memory(chip: str, no_gpu: pytest.MonkeyPatch) -> None:
+    answers = {("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"): chip}
+    no_gpu.setattr(torch.backends.mps, "is_available", lambda: True)
+    no_gpu.setattr(platform, "system", lambda: "Darwin")
+    no_gpu.setattr(process, "output", lambda command: answers[tuple(command)])
+    no_gpu.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * 2**30))
+    assert str(hardware.device()) == f"mps: {chip}, 16 GB"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores of its own")
+def test_to_find_the_device_takes_no_core_from_the_runs() -> None:
+    cores = "len(os.sched_getaffinity(0))"
+    program = f"import os\nfrom autoresearch import hardware\nprint({cores}, hardware.device() and {cores})"
+    environment = {**os.environ, "OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=100
+    )
+    before, after = done.stdout.split()
+    assert before == after == str(len(os.sched_getaffinity(0)))
 
 
 # ---------------------------------------------------------------- the record
@@ -152,7 +212,8 @@ def test_a_ledger_of_an_earlier_version_is_read_and_gone_on_with(lab: Path) -> N
 def test_a_campaign_is_not_gone_on_with_on_another_device(lab: Path) -> None:
     run_campaign(stages(lab, [proposal(2.0)]), "t", never)
     before = stages(lab).campaign("t")
-    moved = stages(lab, [proposal(2.0), proposal(1.5)], device=ELSEWHERE)
+    fetched: list[object] = []
+    moved = stages(lab, [proposal(2.0), proposal(1.5)], device=ELSEWHERE, prepare=fetched.append)
     for take_up in (
         lambda: run_campaign(moved, "t", never),
         lambda: confirm_now(moved, "t", lambda: False),
@@ -164,11 +225,14 @@ def test_a_campaign_is_not_gone_on_with_on_another_device(lab: Path) -> None:
             assert words in str(refusal.value)
         assert "\n" not in str(refusal.value)
     assert stages(lab).campaign("t") == before
+    assert fetched == []
     run_campaign(moved, "new", never)
+    assert fetched
     assert [each.device for each in moved.campaign("new").classes()] == [ELSEWHERE]
 
 
-def test_a_campaign_is_not_gone_on_with_on_another_text(tmp_path: Path) -> None:
+def test_a_campaign_is_not_gone_on_with_on_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.CACHE, str(tmp_path / "one" / "cache"))
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     prepared, other = grading_lab.make(tmp_path / "one", TIME_BUDGET=20), grading_lab.make(tmp_path / "other", 2000)
@@ -256,6 +320,8 @@ def test_two_campaigns_of_one_class_are_compared_by_their_bests(two: Path, call:
     code, out, _ = call("report", "--tag", "b", "--against", "a", "--lab", two)
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["class", "best", "against", "difference"]
+    for unknown in ("unknown preset", "data unknown"):  # what is compared without being known is said
+        assert unknown in out
 
 
 def test_campaigns_of_several_classes_are_not_compared_and_the_difference_is_named(two: Path, call: Cli) -> None:

@@ -14,6 +14,7 @@ from autoresearch.events import CampaignStarted, Confirmation, ProposalRefused, 
 from autoresearch.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
 
 DATA = ("train_sha256", "val_sha256")  # by which a run's environment identifies the text
+PROSE = (".md", ".gitignore")  # endings of the frozen files that change no number
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ class Campaign:
 def comparable(started: CampaignStarted, device: str | None, fingerprints: Mapping[str, Scalar]) -> Comparable:
     """The class of a campaign's run on a device, with the fingerprints of its text where they are known.
 
-    Of the frozen files only Python's count: no README, and no word of program.md, changes what a number means.
+    Of the frozen files all but prose count: prepare.py may read any other.
     """
-    code = {path: digest for path, digest in started.frozen_sha256.items() if path.endswith(".py")}
+    code = {path: digest for path, digest in started.frozen_sha256.items() if not path.endswith(PROSE)}
     data = {name: fingerprints[name] for name in DATA if name in fingerprints}
     return Comparable(device, started.preset, _digest(code), _digest(data) if data else None)
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from autoresearch import standing
-from autoresearch.campaign import Campaign, Trial
+from autoresearch.campaign import Campaign, Trial, comparable
 from autoresearch.errors import UserError
-from autoresearch.records import Comparable
+from autoresearch.records import Comparable, Scalar
 from autoresearch.standing import Measured
 
 WORDS = {"device": "device", "preset": "preset", "frozen": "frozen files", "data": "data"}
@@ -67,8 +67,12 @@ def _shared(values: Iterable[str | None]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def check(campaign: Campaign, here: Comparable) -> None:
-    """Raise a UserError where a run made here and now could not be compared with those that the campaign has."""
+def check(campaign: Campaign, device: str, fingerprints: Mapping[str, Scalar]) -> None:
+    """Raise a UserError where a run of this device and text could not be compared with those that the campaign has.
+
+    The rest of its class is the campaign's own, wherever it goes on.
+    """
+    here = comparable(campaign.started, device, fingerprints)
     for known in campaign.classes():
         if parts := " or ".join(known.contradicting(here)):
             raise UserError(
@@ -97,7 +101,7 @@ def against(one: Campaign, other: Campaign) -> Comparison:
     if unlike := found.differing(wanted):
         parts = " and ".join(f"{WORDS[part]} ({_value(found, part)}, {_value(wanted, part)})" for part in unlike)
         raise UserError(
-            f"{one.tag} and {other.tag} cannot be compared, for they differ in {parts}: run both on one machine, from "
+            f"{one.tag} and {other.tag} cannot be compared, for they differ in {parts}: run both on one device, from "
             "the same prepare.py"
         )
     if found.device is None:

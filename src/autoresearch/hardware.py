@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psutil
 
+from autoresearch import process
+
+CPUINFO = Path("/proc/cpuinfo")
 GIBIBYTE = 2**30
 H100_GB = 70
 CARD_24_GB = 20
@@ -30,29 +33,34 @@ class Device:
 def device() -> Device:
     """The best device of this machine: CUDA (or ROCm), Apple's MPS, else the CPU.
 
-    Its name tells it from others of other speed, as far as the system says.
+    Its name tells it from others of other speed, as far as the system says. A begun campaign is held to that name:
+    another way to write it would have it begun anew.
     """
+    cores = usable_cores()
     import torch
 
+    if usable_cores() != cores:  # OMP_PROC_BIND binds what imports torch to one core, and so the runs that it starts
+        os.sched_setaffinity(0, cores)
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Device("cuda", properties.name, properties.total_memory / GIBIBYTE)
     memory = psutil.virtual_memory().total / GIBIBYTE
     if torch.backends.mps.is_available():
-        return Device("mps", f"Apple GPU, {usable_cores()} cores, {memory:.0f} GB", memory)
-    return Device("cpu", f"{processor()}, {usable_cores()} cores", memory)
+        return Device("mps", f"{processor()}, {memory:.0f} GB", memory)
+    return Device("cpu", f"{processor()}, {len(cores)} core{'s' if len(cores) > 1 else ''}", memory)
 
 
 def processor() -> str:
-    """The CPU's model where Linux tells it, else its architecture."""
-    about = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:(.+)$", about.read_text(), re.MULTILINE) if about.exists() else None
+    """The CPU's model, on a Mac the chip's, where the system tells it; else its architecture."""
+    if platform.system() == "Darwin":
+        return process.output(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"])
+    found = re.search(r"^model name\s*:(.+)$", CPUINFO.read_text(), re.MULTILINE) if CPUINFO.exists() else None
     return " ".join(found[1].split()) if found else platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """How many logical cores this process may use, and so a run that it starts."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores() -> set[int]:
+    """The logical cores that this process may use, and so a run that it starts."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def preset_for(found: Device) -> str:

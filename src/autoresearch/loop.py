@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from autoresearch import atomic, comparing, guard, models, report
-from autoresearch.campaign import Campaign, Trial, comparable
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.errors import Exhausted, UserError
 from autoresearch.events import (
     CampaignStarted,
@@ -177,10 +177,11 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
             f"the baseline of campaign {tag} has no score: mend train.py, commit it, and start anew with `--tag NAME`"
         )
     campaign = stages.campaign(tag)
+    comparing.check(campaign, stages.device, {})  # before anything is fetched in vain
     publish(stages, campaign)
     stages.prepare(stages.workspace.files(campaign.started.base))
     if campaign.classes():
-        comparing.check(campaign, comparable(campaign.started, stages.device, stages.grader.fingerprints()))
+        comparing.check(campaign, stages.device, stages.grader.fingerprints())
 
 
 def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignStarted:

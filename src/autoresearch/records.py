@@ -50,8 +50,8 @@ class Comparable:
     """The class of a val_bpb: two are compared only where all of it is the same.
 
     `device` is the parent's word, not the run's. `preset` names the sizes that the lab was made with. `frozen` is a
-    digest of the frozen files that run: they set budget, context, vocabulary and what is evaluated. `data` is one of
-    the text. None stands for what is not known: of records by earlier versions, and of labs that do not tell.
+    digest of the frozen files but for prose: they set budget, context, vocabulary and what is evaluated. `data` is one
+    of the text. None stands for what is not known: of records by earlier versions, and of labs that do not tell.
     """
 
     device: str | None
@@ -61,7 +61,7 @@ class Comparable:
 
     def __str__(self) -> str:
         head = f"{self.device or 'unknown device'} · {self.preset or 'unknown preset'} · files {self.frozen[:7]}"
-        return f"{head} · data {self.data[:7]}" if self.data else head
+        return f"{head} · data {self.data[:7] if self.data else 'unknown'}"
 
     def differing(self, other: Comparable) -> tuple[str, ...]:
         """The parts that are not the same, one that is known on one side only among them."""
