@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch import config, git, models, presets
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.ledger import Ledger
 from autoresearch.models import Model
 from autoresearch.sampling import Cell, Piece, Request, Sampler
@@ -44,12 +45,24 @@ class SamplingLab:
 
     @property
     def folder(self) -> Path:
+        return self.workspace.trial_directory(0) / "model"
+
+    @property
+    def run(self) -> Path:
         return self.workspace.trial_directory(0) / "run0"
 
-    def model(self) -> Model:
+    @property
+    def campaign(self) -> Campaign:
         campaign = Ledger(self.workspace.ledger).campaign()
         assert campaign
-        return models.of_trial(self.workspace, campaign)
+        return campaign
+
+    @property
+    def trial(self) -> Trial:
+        return self.campaign.trials[0]
+
+    def model(self) -> Model:
+        return models.of_trial(self.workspace, self.campaign)
 
 
 def make(root: Path) -> SamplingLab:
@@ -58,7 +71,9 @@ def make(root: Path) -> SamplingLab:
     lab = SamplingLab(root / "lab", root / "cache")
     presets.create(lab.root, preset)
     train = lab.root / "train.py"
-    train.write_text(train.read_text().replace("return torch.bfloat16 if", "return torch.float32 if"))
+    text, choice = train.read_text(), "return torch.bfloat16 if"
+    assert choice in text
+    train.write_text(text.replace(choice, "return torch.float32 if"))
     front = "---\nresearcher: scripted\njudge: greedy\nmin_free_gb: 0\nfallback: none\n---\n"
     (lab.root / "program.md").write_text(front)
     git.commit_all(lab.root, "Exact")
