@@ -22,6 +22,14 @@ from test_prepare import documents, write_jsonl
 CONTEXT = 32
 SETTINGS = {"VOCAB_SIZE": 300, "MAX_SEQ_LEN": CONTEXT, "EVAL_TOKENS": 64 * CONTEXT, "TIME_BUDGET": 1}
 TINY = {"DEPTH": 3, "ASPECT_RATIO": 10, "HEAD_DIM": 16, "VALUE_GATE_CHANNELS": 8, "SHORT_WINDOW_DIVISOR": 4}
+# Put into train.py it answers in the model's place, and not at all to what is said to its first token.
+FALLS_SILENT = """
+import autoresearch_trial, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+autoresearch_trial.ask({"ask": "request"})
+autoresearch_trial.ask({"ask": "more", "text": "x"})
+time.sleep(600)
+"""
 BATCH = {"TOTAL_BATCH_SIZE": 512, "DEVICE_BATCH_SIZE": 16}
 
 
