@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoresearch import config, git, models, presets
+from autoresearch.campaign import Campaign, Trial
 from autoresearch.ledger import Ledger
 from autoresearch.models import Model
 from autoresearch.sampling import Cell, Piece, Request, Sampler
@@ -21,6 +22,14 @@ from test_prepare import documents, write_jsonl
 CONTEXT = 32
 SETTINGS = {"VOCAB_SIZE": 300, "MAX_SEQ_LEN": CONTEXT, "EVAL_TOKENS": 64 * CONTEXT, "TIME_BUDGET": 1}
 TINY = {"DEPTH": 3, "ASPECT_RATIO": 10, "HEAD_DIM": 16, "VALUE_GATE_CHANNELS": 8, "SHORT_WINDOW_DIVISOR": 4}
+# Put into train.py it answers in the model's place, and not at all to what is said to its first token.
+FALLS_SILENT = """
+import autoresearch_trial, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+autoresearch_trial.ask({"ask": "request"})
+autoresearch_trial.ask({"ask": "more", "text": "x"})
+time.sleep(600)
+"""
 BATCH = {"TOTAL_BATCH_SIZE": 512, "DEVICE_BATCH_SIZE": 16}
 
 
@@ -44,12 +53,24 @@ class SamplingLab:
 
     @property
     def folder(self) -> Path:
+        return self.workspace.trial_directory(0) / "model"
+
+    @property
+    def run(self) -> Path:
         return self.workspace.trial_directory(0) / "run0"
 
-    def model(self) -> Model:
+    @property
+    def campaign(self) -> Campaign:
         campaign = Ledger(self.workspace.ledger).campaign()
         assert campaign
-        return models.of_trial(self.workspace, campaign)
+        return campaign
+
+    @property
+    def trial(self) -> Trial:
+        return self.campaign.trials[0]
+
+    def model(self) -> Model:
+        return models.of_trial(self.workspace, self.campaign)
 
 
 def make(root: Path) -> SamplingLab:
@@ -58,7 +79,9 @@ def make(root: Path) -> SamplingLab:
     lab = SamplingLab(root / "lab", root / "cache")
     presets.create(lab.root, preset)
     train = lab.root / "train.py"
-    train.write_text(train.read_text().replace("return torch.bfloat16 if", "return torch.float32 if"))
+    text, choice = train.read_text(), "return torch.bfloat16 if"
+    assert choice in text
+    train.write_text(text.replace(choice, "return torch.float32 if"))
     front = "---\nresearcher: scripted\njudge: greedy\nmin_free_gb: 0\nfallback: none\n---\n"
     (lab.root / "program.md").write_text(front)
     git.commit_all(lab.root, "Exact")

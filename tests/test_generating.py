@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoresearch import generating, sampling
+from autoresearch import generating
 from autoresearch.generating import Cached, Plain, Writer, choose
 from lab_files import LAB, load
 
@@ -93,9 +93,13 @@ def test_a_model_that_mixes_tokens_outside_of_attention_is_found_out_before_it_s
     monkeypatch.setattr(model.embedding, "forward", lambda idx: forward(idx).cumsum(1))
     expected = model(torch.tensor([tokens]))[0]
     computing = cached(model)
-    with pytest.raises(ArithmeticError, match="of the draws would differ"):
+
+    def all_of_it() -> None:
         for length in range(first, CONTEXT + 1):
             torch.testing.assert_close(computing.next(tokens[:length]), expected[length - 1], rtol=1e-4, atol=1e-4)
+
+    with pytest.raises(ArithmeticError, match="of the draws would differ"):
+        all_of_it()
     plain = computing.remove()
     torch.testing.assert_close(plain.next(tokens), model(torch.tensor([tokens]))[0, -1])
     assert not any(isinstance(block.attention.attend, generating.Layer) for block in model.blocks)
@@ -106,11 +110,12 @@ def test_another_text_is_taken_in_whole(model: nn.Module, tokens: list[int]) -> 
     computing = cached(model)
     computing.next(tokens[:9])
     found = computing.next(tokens[3:12])
-    torch.testing.assert_close(found, Plain(model, CPU).next(tokens[3:12]))
+    torch.testing.assert_close(found, Plain(model, CPU, CONTEXT).next(tokens[3:12]))
 
 
 def test_at_temperature_0_the_most_probable_token_is_taken() -> None:
-    assert choose(torch.tensor([0.1, 3.0, 2.9]), 0, None, torch.Generator()) == 1
+    for temperature in (0, 1e-50):
+        assert choose(torch.tensor([0.1, 3.0, 2.9]), temperature, None, torch.Generator()) == 1
 
 
 def test_top_k_draws_from_the_most_probable_tokens_alone_and_in_proportion() -> None:
@@ -128,34 +133,40 @@ def test_top_k_draws_from_the_most_probable_tokens_alone_and_in_proportion() -> 
 
 
 class Parrot(nn.Module):
-    """Says its line, token by token, whatever it was told before; of each call it notes the length."""
+    """Says its line, token by token, whatever it was told before; of each call it notes what it was given."""
 
     def __init__(self, line: list[int], prompt: int) -> None:
         super().__init__()
-        self.line, self.prompt, self.lengths = line, prompt, list[int]()
+        self.line, self.prompt, self.rows = line, prompt, list[list[int]]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        token = self.line[len(self.lengths) % len(self.line)]
-        self.lengths.append(x.size(1))
+        token = self.line[len(self.rows) % len(self.line)]
+        self.rows.append(x[0].tolist())
         return nn.functional.one_hot(torch.full(x.shape, token), 260).float()
 
 
 def says(
     line: list[int], max_tokens: int, prompt: str = "", context: int = 64
 ) -> tuple[list[str], dict[str, Any], Any]:
-    """The pieces, the end, and the lengths of what the model was given."""
+    """The pieces, the end with all that was noted, and the rows that the model was given."""
     tokenizer = load(LAB / "prepare.py").Tokenizer(BYTES)
-    parrot, told = Parrot(line, len(prompt)), list[str]()
-    writer = Writer(parrot, tokenizer, Plain(parrot, CPU), context)
+    parrot, told, notes = Parrot(line, len(prompt)), list[str](), list[str]()
+    writer = Writer(parrot, tokenizer, Plain(parrot, CPU, context), context)
     request = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "top_k": None, "seed": 1}
-    end = writer.write(request, lambda part: told.append(part["text"]) is None)
-    return told, end, parrot.lengths
+
+    def tell(part: dict[str, Any]) -> bool:
+        told.append(part["text"])
+        notes.append(part["note"])
+        return True
+
+    end = writer.write(request, tell)
+    return told, {**end, "notes": [note for note in notes if note]}, parrot.rows
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
     told, end, _ = says(list("aé€😀".encode()), 10)
     assert told == ["a", "", "é", "", "", "€", "", "", "", "😀"]
-    assert (end["text"], end["finish"], end["tokens"], end["prompt_tokens"]) == ("", "length", 10, 1)
+    assert (end["text"], end["finish"], end["prompt_tokens"]) == ("", "length", 1)
 
 
 def test_half_a_character_at_the_end_is_said_to_be_none() -> None:
@@ -165,18 +176,51 @@ def test_half_a_character_at_the_end_is_said_to_be_none() -> None:
 
 def test_the_end_of_a_document_ends_the_text() -> None:
     told, end, _ = says([*b"hi", 256], 10)
-    assert (told, end["finish"], end["tokens"]) == (["h", "i"], "stop", 2)
+    assert (told, end["finish"]) == (["h", "i"], "stop")
+
+
+BOS = 256
+
+
+def test_each_row_is_a_full_one() -> None:
+    assert says([*b"xy"], 2, prompt="ab", context=6)[2] == [[BOS, *b"ab", 0, 0, 0], [BOS, *b"abx", 0, 0]]
 
 
 def test_past_the_context_the_last_half_of_it_is_gone_on_with() -> None:
-    _, end, lengths = says(list(b"x"), 12, prompt="abc", context=8)
-    assert lengths == [4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5]
-    assert end["prompt_tokens"] == 4
+    _, end, rows = says(list(b"x"), 12, prompt="abc", context=8)
+    assert [len(row) - row.count(0) for row in rows] == [4, 5, 6, 7, 8, 4, 5, 6, 7, 8, 4, 5]
+    assert rows[5] == [BOS, *b"xxx", 0, 0, 0, 0]
+    assert (end["prompt_tokens"], end["notes"]) == (4, [])
 
 
-def test_a_prompt_longer_than_the_context_is_cut_to_its_last_half() -> None:
-    assert says(list(b"x"), 1, prompt="abcdefghijkl", context=8)[2] == [4]
+@pytest.mark.parametrize(("context", "row"), [(8, [BOS, *b"jkl", 0, 0, 0, 0]), (3, [BOS, 0, 0]), (1, [BOS])])
+def test_a_prompt_longer_than_the_context_is_cut_and_that_is_said_once(context: int, row: list[int]) -> None:
+    _, end, rows = says(list(b"x"), 2, prompt="abcdefghijkl", context=context)
+    assert rows[0] == row
+    (note,) = end["notes"]
+    assert f"the prompt is longer than the {context} tokens" in note
 
 
-def test_both_sides_know_it_by_the_same_name() -> None:
-    assert generating.RUN_SIDE == sampling.WRITER_NAME
+@torch.inference_mode()
+def test_a_model_that_takes_full_rows_alone_goes_with_the_cache(
+    model: Any, tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model(torch.tensor([tokens]))[0]
+    for block in model.blocks:
+        monkeypatch.setattr(block.attention, "attend", of_full_rows(block.attention.attend))
+    for computing in (Plain(model, CPU, CONTEXT), cached(model)):
+        for length in (3, 4, 5, 20, 21, CONTEXT):
+            found = computing.next(tokens[:length])
+            torch.testing.assert_close(found, expected[length - 1], rtol=1e-4, atol=1e-4)
+
+
+def of_full_rows(attend: Any) -> Any:
+    """The same, as masked kernels of a GPU take it."""
+
+    def strict(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+        if q.size(1) != CONTEXT:
+            raise ValueError("the mask is for another length")
+        out: torch.Tensor = attend(q, k, v, window)
+        return out
+
+    return strict

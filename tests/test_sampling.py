@@ -16,8 +16,9 @@ import pytest
 
 from autoresearch import sandbox
 from autoresearch.errors import UserError
-from autoresearch.sampling import Cell, Piece, Request, Sampler, until_stop
-from sampling_lab import CONTEXT, SamplingLab, edited, endless, make, sampler, written
+from autoresearch.models import Model
+from autoresearch.sampling import LONGEST_PIECE, Cell, Piece, Request, Sampler, until_stop
+from sampling_lab import CONTEXT, FALLS_SILENT, SamplingLab, edited, endless, make, sampler, written
 
 SUMMED = ("x = x0 = norm(self.embedding(idx)", "x = x0 = norm(self.embedding(idx).cumsum(1)")
 # The same computed anew for each token, by code that knows nothing of ours.
@@ -97,7 +98,49 @@ def fails(lab: SamplingLab, old: str, new: str) -> str:
 
 
 def test_without_a_build_there_is_no_model(lab: SamplingLab) -> None:
-    assert "has no function `build(device, vocab_size)`" in fails(lab, "def build(", "def construct(")
+    assert "module 'train' has no attribute 'build'" in fails(lab, "def build(", "def construct(")
+
+
+# What follows `build` in a train.py that speaks to the parent itself, once it was asked for a text.
+FLOODS = """
+import autoresearch_trial
+autoresearch_trial.ask({"ask": "request"})
+while True:
+    autoresearch_trial.ask({"ask": "more", "text": "x" * 9999, "tokens": 1, "note": "n" * 9999})
+"""
+
+
+def speaking(lab: SamplingLab, words: str) -> Model:
+    return edited(lab.model(), ("\ndef build(", f"\n{words}\ndef build("))
+
+
+def test_a_model_that_does_not_stop_is_stopped(lab: SamplingLab) -> None:
+    said: list[str] = []
+    with sampler(speaking(lab, FLOODS), said) as made:
+        text, last = written(made, max_tokens=5)
+        assert (text, last.tokens, last.finish) == ("x" * 5 * LONGEST_PIECE, 5, "length")
+        with pytest.raises(UserError, match="does not keep to what was agreed"):
+            written(made)
+    assert len(said) == 1
+    assert len(said[0]) < 1000
+
+
+def test_a_model_that_falls_silent_is_given_up(lab: SamplingLab) -> None:
+    with sampler(speaking(lab, FALLS_SILENT)) as made:
+        pieces = made.generate(Request("The", max_tokens=1))
+        assert next(pieces).text == "x"
+        pieces.close()
+        with pytest.raises(UserError, match="it does not answer"):
+            written(made)
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_text_that_fails_leaves_the_model_at_work(lab: SamplingLab) -> None:
+    change = ('"""Tokens (B, T) ->', 'if (idx == 7).any(): raise KeyError("seven")\n        """Tokens (B, T) ->')
+    with sampler(edited(lab.model(), change)) as made:
+        with pytest.raises(UserError, match="KeyError: 'seven'"):
+            written(made, prompt="\x07", max_tokens=3)
+        assert written(made, prompt="The", max_tokens=3)[1].tokens == 3
 
 
 def test_weights_that_do_not_fit_are_said_to_be_so(lab: SamplingLab) -> None:
@@ -152,6 +195,8 @@ def test_the_command_prints_the_text_or_json(lab: SamplingLab) -> None:
         (("a", "b", "c"), "put it in quotes"),
         (("--best", "0", "x"), "a trial is named twice"),
         (("--device", "tpu"), "there is no device 'tpu'"),
+        (("0", "x", "--tag", "other"), "trial 0 is one of campaign t, not of other"),
+        (("--serve", "--temperature", "0"), "leave out --max-tokens"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(lab: SamplingLab, words: tuple[str, ...], reason: str) -> None:
@@ -171,8 +216,17 @@ def test_a_text_can_be_stopped_by_hand(lab: SamplingLab, number: signal.Signals)
         family = psutil.Process(child.pid).children(recursive=True)
         child.send_signal(number)
         assert child.wait(20) == 130
+        assert child.stderr
+        assert child.stderr.read() == b""
         assert family
         assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_during_a_search_it_says_what_it_disturbs(lab: SamplingLab) -> None:
+    with lab.workspace.lock():
+        done = lab.call("sample", "The", "--max-tokens", "1")
+    assert done.returncode == 0
+    assert "a search is at work here" in done.stderr
 
 
 # ---------------------------------------------------------------- stops

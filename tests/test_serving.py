@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import httpx
 import openai
 import psutil
 import pytest
 
-from sampling_lab import SamplingLab, endless, make
+from autoresearch.sampling import Cell, Sampler
+from autoresearch.sandbox import Nothing
+from autoresearch.serving import Endpoint
+from sampling_lab import FALLS_SILENT, SamplingLab, endless, make
 
 LONG = 10**8  # tokens: days
+STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ def stop(served: Served, number: signal.Signals = signal.SIGINT) -> tuple[int, l
     family = psutil.Process(served.process.pid).children(recursive=True)
     assert family
     served.process.send_signal(number)
-    code = served.process.wait(60)
-    if served.process.stdout:
-        served.process.stdout.close()
+    said = served.process.communicate(timeout=60)[0]
+    assert said == ""
+    code = served.process.returncode
     return code, [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -81,7 +88,7 @@ def test_a_completion_is_in_openais_format(served: Served) -> None:
 def test_a_stream_gives_the_same_text(served: Served) -> None:
     wanted = {"prompt": "The", "max_tokens": 20, "seed": 7, "top_k": 50}
     whole = served.post(**wanted).json()["choices"][0]
-    with httpx.stream("POST", f"{served.url}/v1/completions", json={**wanted, "stream": True}, timeout=60) as answer:
+    with httpx.stream("POST", f"{served.url}/v1/completions", json={**wanted, **STREAM}, timeout=60) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     assert lines[-1] == "[DONE]"
@@ -99,7 +106,7 @@ def test_openais_own_client_is_content(served: Served) -> None:
         whole = client.completions.create(**wanted)
         assert whole.usage
         assert whole.usage.completion_tokens == 8
-        parts = [part.choices[0].text for part in client.completions.create(**wanted, stream=True) if part.choices]
+        parts = [part.choices[0].text for part in client.completions.create(**wanted, stream=True)]
         assert "".join(parts) == whole.choices[0].text
         with pytest.raises(openai.NotFoundError, match="it is t-0"):
             client.completions.create(**{**wanted, "model": "gpt"})
@@ -115,6 +122,10 @@ def test_openais_own_client_is_content(served: Served) -> None:
         ('{"temperature": -1}', "temperature"),
         ('{"max_tokens": 0}', "max_tokens"),
         ('{"logprobs": 2}', "logprobs"),
+        ('{"presence_penalty": 1}', "presence_penalty"),
+        ('{"frequency_penalty": 1}', "frequency_penalty"),
+        ('{"logit_bias": {"5": 1}}', "logit_bias"),
+        ('{"stop": ["a", "b", "c", "d", "e"]}', "stop"),
         ("[]", "the body"),
         ("{", "the body"),
         (json.dumps({"prompt": "x" * 100_001}), "prompt"),
@@ -145,6 +156,21 @@ def test_the_page_needs_nothing_from_elsewhere(served: Served) -> None:
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+def test_an_idea_is_text_on_the_page(lab: SamplingLab) -> None:
+    model = replace(lab.model(), idea='<script>alert("x")</script> for $5 and $name')
+    sampler = Sampler(model, Cell(Path(sys.executable), {}, Nothing()), say=print)
+
+    async def page() -> str:
+        transport = httpx.ASGITransport(Endpoint(sampler).app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return (await client.get("/")).text
+
+    text = asyncio.run(page())
+    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; for $5 and $name" in text
+    assert text.count("<script>") == 1
 
 
 def test_who_hangs_up_ends_the_text_and_others_wait_in_line(served: Served) -> None:
@@ -176,17 +202,34 @@ def test_it_ends_in_the_middle_of_a_text_and_leaves_no_process(lab: SamplingLab,
 
 
 @pytest.mark.slow
-def test_when_the_models_process_dies_it_is_said(lab: SamplingLab) -> None:
+def test_a_model_that_falls_silent_holds_no_end_up(lab: SamplingLab, tmp_path: Path) -> None:
+    mute = replace(lab, root=shutil.copytree(lab.root, tmp_path / "lab"))
+    train = mute.folder / "train.py"
+    train.write_text(train.read_text().replace("\ndef build(", f"\n{FALLS_SILENT}\ndef build("))
+    made = serve(mute)
+    asked = {"max_tokens": LONG, "stream": True}
+    with httpx.stream("POST", f"{made.url}/v1/completions", json=asked, timeout=60) as endless:
+        lines = endless.iter_lines()  # which hangs up when it is let go of
+        next(lines)
+        assert stop(made) == (0, [])
+
+
+@pytest.mark.slow
+def test_when_the_models_process_dies_it_is_said_and_the_server_ends(lab: SamplingLab) -> None:
     made = serve(lab)
-    for child in psutil.Process(made.process.pid).children(recursive=True):
-        child.kill()
-    answer = made.post(max_tokens=3)
-    assert answer.status_code == 500
-    assert "has ended" in answer.json()["error"]["message"]
-    made.process.send_signal(signal.SIGINT)
-    assert made.process.wait(60) == 0
-    assert made.process.stdout
-    made.process.stdout.close()
+    asked = {"max_tokens": LONG, "stream": True}
+    with httpx.stream("POST", f"{made.url}/v1/completions", json=asked, timeout=60) as endless:
+        lines = (line for line in endless.iter_lines() if line)
+        next(lines)
+        for child in psutil.Process(made.process.pid).children(recursive=True):
+            child.kill()
+        *_, last, done = lines
+    assert "has ended" in json.loads(last.removeprefix("data: "))["error"]["message"]
+    assert done == "data: [DONE]"
+    said = made.process.communicate(timeout=60)[0]
+    assert made.process.returncode == 1
+    assert said.startswith("autoresearch: the process of trial 0 has ended")
+    assert "Traceback" not in said
 
 
 def test_a_port_that_is_taken_is_said_to_be(served: Served, lab: SamplingLab) -> None:

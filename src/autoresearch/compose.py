@@ -106,9 +106,14 @@ def executor(settings: Config, workspace: Workspace, python: Path, namespace: st
 
 
 def cell(settings: Config, root: Path) -> Cell:
-    """Where a kept model of the lab is let write: confined as its runs are."""
-    chosen = sandbox.choose(settings.sandbox)
-    return Cell(interpreter(settings, root), config.run_environment(), chosen, Limits(memory_gb=settings.memory_gb))
+    """Where a kept model of the lab is let write: confined as its runs are, with the kernels that they may have."""
+    return Cell(
+        interpreter(settings, root),
+        config.run_environment() | {"HF_HUB_OFFLINE": "1"},
+        sandbox.choose(settings.sandbox),
+        Limits(memory_gb=settings.memory_gb),
+        (config.kernels_directory(),),
+    )
 
 
 def judge(settings: Config) -> Judge:

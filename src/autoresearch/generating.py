@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-RUN_SIDE = "autoresearch_sample.py"  # what this file is called there
 LONGEST_REASON = 500  # characters
+COLDEST = 1e-6  # temperature; below it there is nothing to draw, and divided by it logits overflow
 ALWAYS_CHECKED = 4  # the first tokens that need the cache are computed both ways; later those at powers of two
 NEIGHBOURS = 8  # of the last tokens that are computed at each step: many a model looks at the ones just before
 # How far two distributions of the next token may lie apart (0 to 1: the share of draws that would differ).
@@ -56,26 +56,36 @@ class Layer:
         shared = q.size(1) != k.size(1)  # heads that share their keys
         return F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale, enable_gqa=shared).transpose(1, 2)
 
+    def hold(self, length: int) -> None:
+        """Let go of what lies beyond a text of that length in its row."""
+        self.keys, self.values = self.keys[:, :length], self.values[:, :length]
+
 
 class Plain:
-    """Computes a text anew for each token."""
+    """Computes a text anew for each token, as a full row: some kernels take no other, and what follows changes nothing.
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.device = model, device
+    `context` is the length of a row, in tokens.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, context: int) -> None:
+        self.model, self.device, self.context = model, device, context
 
     def whole(self, tokens: Sequence[int]) -> Tensor:
         """The logits of the token that follows, float32 (vocabulary,), on the CPU."""
-        logits: Tensor = self.model(torch.tensor([tokens], device=self.device))
-        return logits[0, -1].float().cpu()
+        return self._row([*tokens, *[0] * (self.context - len(tokens))])[len(tokens) - 1].float().cpu()
 
     next = whole
+
+    def _row(self, tokens: Sequence[int]) -> Tensor:
+        logits: Tensor = self.model(torch.tensor([tokens], device=self.device))
+        return logits[0]
 
 
 class Cached(Plain):
     """Computes only what is new of a text that goes on, and checks that this comes to the same."""
 
     def __init__(self, model: nn.Module, device: torch.device, scale: float | None, context: int) -> None:
-        super().__init__(model, device)
+        super().__init__(model, device, context)
         self.held: list[int] = []  # the tokens whose keys and values the layers hold
         self.steps = 0  # since they last took in a whole text
         modules = [module for module in model.modules() if callable(vars(module).get("attend"))]
@@ -89,6 +99,8 @@ class Cached(Plain):
     def whole(self, tokens: Sequence[int]) -> Tensor:
         self._turn(self.rotary, whole=True)
         logits = super().whole(tokens)
+        for layer in self.layers.values():
+            layer.hold(len(tokens))
         self.held, self.steps = list(tokens), 0
         return logits
 
@@ -103,7 +115,7 @@ class Cached(Plain):
         last, steps = tokens[-NEIGHBOURS:], self.steps + 1
         place = slice(len(tokens) - len(last), len(tokens))
         self._turn(None if self.rotary is None else self.rotary[:, :, place], whole=False)
-        logits = super().whole(last)
+        logits = self._row(last)[-1].float().cpu()
         self.held, self.steps = list(tokens), steps
         if min(steps, len(tokens) - NEIGHBOURS) <= ALWAYS_CHECKED or len(tokens) & (len(tokens) - 1) == 0:
             logits = self._checked(logits, tokens)
@@ -129,7 +141,7 @@ class Cached(Plain):
         self._turn(self.rotary, whole=True)
         for module, layer in self.layers.items():
             module.attend = layer.original  # type: ignore[assignment]
-        return Plain(self.model, self.device)
+        return Plain(self.model, self.device, self.context)
 
 
 # ---------------------------------------------------------------- the text
@@ -151,21 +163,21 @@ class Writer:
         """
         random = torch.Generator().manual_seed(request["seed"])
         tokens = [self.bos, *self.tokenizer.encode(request["prompt"])]
-        counts, decoder = {"prompt_tokens": len(tokens), "tokens": 0}, codecs.getincrementaldecoder("utf-8")("replace")
-        finish = "length"
-        while counts["tokens"] < request["max_tokens"]:
-            if len(tokens) > self.context:
-                tokens = tokens[-max(1, self.context // 2) :]
+        counts, decoder = {"prompt_tokens": len(tokens)}, codecs.getincrementaldecoder("utf-8")("replace")
+        finish, cut = "length", forgotten(self.context) if len(tokens) > self.context else ""
+        for _ in range(request["max_tokens"]):
+            if len(tokens) > self.context:  # a row begins with the token of a document's beginning
+                tokens = [self.bos, *tokens[len(tokens) - last_tokens(self.context) :]]
             token = choose(self._logits(tokens), request["temperature"], request["top_k"], random)
             if self.tokenizer.byte_lengths[token] == 0:  # a special token begins the next document
                 finish = "stop"
                 break
             tokens.append(token)
-            counts["tokens"] += 1
             text = decoder.decode(self.tokenizer.encoding.decode_single_token_bytes(token))
-            if not tell({**counts, "text": text, "note": self.note}):
+            if not tell({**counts, "text": text, "note": cut or self.note}):
                 break
-        return {**counts, "text": decoder.decode(b"", final=True), "note": self.note, "finish": finish}
+            cut = ""
+        return {**counts, "text": decoder.decode(b"", final=True), "note": cut or self.note, "finish": finish}
 
     def _logits(self, tokens: Sequence[int]) -> Tensor:
         if isinstance(self.computing, Cached):
@@ -179,11 +191,22 @@ class Writer:
 
 def choose(logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> int:
     """Draw a token by its logits (vocabulary,) from the `top_k` most probable; the most probable at temperature 0."""
-    if temperature == 0:
+    if temperature < COLDEST:
         return int(logits.argmax())
     values, tokens = logits.topk(min(top_k or len(logits), len(logits)))
     probability = ((values - values[0]) / temperature).softmax(-1)
     return int(tokens[torch.multinomial(probability, 1, generator=random)])
+
+
+def last_tokens(context: int) -> int:
+    """How many of its last tokens a text goes on from that is longer than the context, so as to fill half of it."""
+    return max(0, context // 2 - 1)
+
+
+def forgotten(context: int) -> str:
+    return (
+        f"the prompt is longer than the {context} tokens that the model takes: it goes on from the last half of those"
+    )
 
 
 def slow(why: str) -> str:
@@ -205,7 +228,8 @@ def load(checkpoint: Path, wanted: str, *, cache: bool) -> Writer:
     prepare: Any = importlib.import_module("prepare")
     prepare.prepared_file = Path  # the tokenizer lies here too, wherever the lab's data may be
     train: Any = importlib.import_module("train")
-    device, tokenizer = pick_device(wanted), prepare.Tokenizer.from_directory()
+    device = prepare.detect_device() if wanted == "auto" else torch.device(wanted)
+    tokenizer = prepare.Tokenizer.from_directory()
     built = train.build(device, tokenizer.get_vocab_size())
     model: nn.Module = built[0] if isinstance(built, tuple) else built
     weights = safetensors.torch.load_file(checkpoint)
@@ -213,17 +237,12 @@ def load(checkpoint: Path, wanted: str, *, cache: bool) -> Writer:
     model.load_state_dict({names.get(name, name): tensor for name, tensor in weights.items()})
     context = int(prepare.MAX_SEQ_LEN)
     if not cache:
-        return Writer(model, tokenizer, Plain(model, device), context)
+        return Writer(model, tokenizer, Plain(model, device, context), context)
     cached = Cached(model, device, getattr(train, "SOFTMAX_SCALE", None), context)
     if cached.layers:
         return Writer(model, tokenizer, cached, context)
-    return Writer(model, tokenizer, Plain(model, device), context, slow("it has no module that calls an `attend`"))
-
-
-def pick_device(wanted: str) -> torch.device:
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    why = slow("it has no module that calls an `attend`")
+    return Writer(model, tokenizer, Plain(model, device, context), context, why)
 
 
 # ---------------------------------------------------------------- the protocol
@@ -244,7 +263,9 @@ def main() -> None:
             request = ask({"ask": "request", **told})[0]
             try:
                 told = writer.write(request, lambda part: bool(ask({"ask": "more", **part})[0]["more"]))
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:  # the parent says this too, and may ask for another text
                 told = {"failed": reason(error)}
 
 

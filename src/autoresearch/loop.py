@@ -285,11 +285,12 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
             simpler=decision.simpler,
         )
     )
-    if kept:
-        models.save(stages.workspace, campaign, trial)
-    else:
+    if not kept:
         stages.workspace.drop_checkpoints(trial.number)
     publish(stages, stages.campaign(campaign.tag))
+    if kept:
+        with contextlib.suppress(OSError, UserError):  # `sample` does it, or says why not, when a model is wanted
+            models.save(stages.workspace, campaign, trial)
     if campaign.incumbent is None and not kept:
         what = "crashed" if decision.status is Status.CRASH else f"is {decision.status.value}"
         why = report.shorten(report.last_line(decision.reason), REASON_LENGTH)

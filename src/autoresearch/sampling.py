@@ -6,8 +6,8 @@ it made whether more is wanted. `generating.py` is its side.
 
 from __future__ import annotations
 
-import ast
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -31,6 +31,8 @@ from autoresearch.trial import ENTRY, LOG, ProtocolError, receive, send
 WRITER = Path(__file__).with_name("generating.py")
 WRITER_NAME = "autoresearch_sample.py"
 LONGEST_PROMPT = 100_000  # characters
+LONGEST_PIECE = 1_000  # characters: one token makes no more
+MOST_NOTES = 10  # that a process may have said to the person
 # train.py compiles its model, which would be compiled anew for each length of a text.
 NOT_COMPILED = {"TORCH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
 SECONDS_TO_END = 5.0
@@ -67,6 +69,7 @@ class Cell:
     environment: Mapping[str, str]
     sandbox: Sandbox
     limits: Limits = NO_LIMITS
+    readable: Sequence[Path] = ()
 
 
 class Sampler:
@@ -77,7 +80,7 @@ class Sampler:
     ) -> None:
         self.model, self.cell, self.say = model, cell, say
         self._settings = json.dumps({"checkpoint": str(model.checkpoint), "device": device, "cache": cache})
-        self._over, self._why, self._said = threading.Event(), "", ""
+        self._over, self._why, self._said = threading.Event(), "", set[str]()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Sampler:
@@ -88,9 +91,8 @@ class Sampler:
         """
         if os.name != "posix":
             raise UserError("sampling needs Linux or macOS: run it there, or in WSL")
-        check_entry(self.model)
         with contextlib.ExitStack() as undo:
-            scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="autoresearch-sample-")))
+            scratch = Path(undo.enter_context(_scratch()))
             for path, content in self._files().items():
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 (scratch / path).write_bytes(content)
@@ -109,6 +111,16 @@ class Sampler:
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.is_set()
+
+    def end(self) -> None:
+        """End the model, whatever it is at; whoever waits for it gets a UserError at once."""
+        self._over.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def generate(self, request: Request) -> Generator[Piece]:
         """The text that follows a prompt, piece by piece as it is made; to close the iterator ends it.
@@ -131,18 +143,28 @@ class Sampler:
         )
         owed = False  # an answer to what it made
         try:
-            while True:
+            for tokens in itertools.count(1):
                 message = self._hear()
                 owed = message["ask"] == "more"
-                yield piece(message)
+                if owed and tokens > request.max_tokens:
+                    yield replace(piece(message, request.max_tokens), text="", finish="length")
+                    return
+                yield piece(message, tokens if owed else tokens - 1)
                 if not owed:
                     return
                 owed = False
                 self._tell(more=True)
         finally:
-            if owed and not self._over.is_set():
-                self._tell(more=False)
-                self._hear()
+            if owed and not self.is_over:
+                self._break_off()
+
+    def _break_off(self) -> None:
+        """Tell it that no more is wanted; one that does not listen is ended, as the next request will say."""
+        with contextlib.suppress(UserError):
+            self._tell(more=False)
+            self._socket.settimeout(SECONDS_TO_END)
+            self._expect_ready()
+            self._socket.settimeout(None)
 
     # ------------------------------------------------------------ what is said between the two
 
@@ -150,7 +172,7 @@ class Sampler:
         try:
             send(self._socket, values)
         except OSError as error:
-            raise self._ended() from error
+            raise self.ended() from error
 
     def _hear(self) -> dict[str, Any]:
         """What the process says next.
@@ -160,8 +182,10 @@ class Sampler:
         """
         try:
             message, _ = receive(self._socket)
+        except TimeoutError as error:
+            raise self._broken("it does not answer") from error
         except (EOFError, OSError) as error:
-            raise self._ended() from error
+            raise self.ended() from error
         except ProtocolError as error:
             raise self._broken(str(error)) from error
         if message.get("ask") not in ("request", "more"):
@@ -170,10 +194,10 @@ class Sampler:
             )
         if "failed" in message:
             raise UserError(f"the model of trial {self.model.trial} fails: {one_line(message['failed'])}")
-        note = message.get("note")
-        if note and note != self._said:
-            self._said = note
-            self.say(one_line(note))
+        note = one_line(message.get("note") or "")
+        if note and note not in self._said and len(self._said) < MOST_NOTES:
+            self._said.add(note)
+            self.say(note)
         return message
 
     def _expect_ready(self) -> None:
@@ -181,14 +205,17 @@ class Sampler:
             raise self._broken("it gives text that nobody asked for")
 
     def _broken(self, how: str) -> UserError:
-        self._over.set()
+        self._why = f"it does not keep to what was agreed ({how})"
+        self.end()
         return UserError(f"the process of trial {self.model.trial} does not keep to what was agreed ({how})")
 
-    def _ended(self) -> UserError:
-        self._thread.join(SECONDS_TO_END)  # it may have hung up and go on
-        self._over.set()
-        self._thread.join()
-        return UserError(f"the process of trial {self.model.trial} has ended: {one_line(self._why)}")
+    def ended(self) -> UserError:
+        """What to say of a process that has ended, or has hung up and is ended."""
+        if not self.is_over:
+            self._thread.join(SECONDS_TO_END)
+            self.end()
+            self._thread.join()
+        return UserError(f"the process of trial {self.model.trial} has ended: {one_line(self._why or 'it is over')}")
 
     # ------------------------------------------------------------ the process
 
@@ -199,7 +226,7 @@ class Sampler:
     def _words(self, scratch: Path, channel: Channel) -> list[str]:
         rules = Rules(
             directory=scratch,
-            readable=(self.model.checkpoint,),
+            readable=(self.model.checkpoint, *self.cell.readable),
             pass_fds=channel.pass_fds,
             limits=self.cell.limits,
         )
@@ -231,35 +258,29 @@ class Sampler:
                 pass_fds=channel.pass_fds,
             )
             log = watching.tail(scratch / LOG, TAIL_BYTES)
-            self._why = diagnosis.diagnose(signalled(ended.exit_code), log, math.inf).detail
+            self._why = self._why or diagnosis.diagnose(signalled(ended.exit_code), log, math.inf).detail
         except EndRun as error:
-            self._why = str(error)
+            self._why = self._why or str(error)
         except Exception as error:  # whatever it is must not leave the other thread waiting
             self._why = f"{type(error).__name__}: {error}"
         finally:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            self.end()
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    # What lies in it is the process's, which may have made it hard to remove.
+    return tempfile.TemporaryDirectory(prefix="autoresearch-sample-", ignore_cleanup_errors=True)
 
 
 # ---------------------------------------------------------------- texts
 
 
-def check_entry(model: Model) -> None:
-    """Raise a UserError where train.py has no function that builds a model."""
-    tree = ast.parse(model.files[ENTRY])
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in tree.body):
-        raise UserError(
-            f"trial {model.trial} cannot be sampled: its {ENTRY} has no function `build(device, vocab_size)` that "
-            "gives its model"
-        )
-
-
-def piece(message: Mapping[str, Any]) -> Piece:
-    """A piece from what the process says, whatever that is."""
-    text, finish = message.get("text"), message.get("finish")
-    counts = [value if isinstance(value := message.get(name), int) else 0 for name in ("prompt_tokens", "tokens")]
+def piece(message: Mapping[str, Any], tokens: int) -> Piece:
+    """A piece from what the process says, whatever that is, of a text that has so many tokens with it."""
+    text, finish, prompt = message.get("text"), message.get("finish"), message.get("prompt_tokens")
     last = None if message["ask"] == "more" else finish if finish in FINISHES else "stop"
-    return Piece(text if isinstance(text, str) else "", counts[0], counts[1], last)
+    text = text[:LONGEST_PIECE] if isinstance(text, str) else ""
+    return Piece(text, prompt if isinstance(prompt, int) else 0, tokens, last)
 
 
 def until_stop(pieces: Generator[Piece], stops: Sequence[str]) -> Generator[Piece]:

@@ -16,7 +16,8 @@ import string
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -38,9 +39,17 @@ from autoresearch.sampling import LONGEST_PROMPT, Piece, Sampler
 HOST = "127.0.0.1"
 HOSTS = [HOST, "localhost"]  # as which a browser may know it; any other name was made to point here
 PAGE = Path(__file__).with_name("sample.html")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 MOST_PROMPTS = 64
+MOST_STOPS = 4
 SECONDS_TO_END = 2
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
 
 
 class Completion(BaseModel):
@@ -52,12 +61,16 @@ class Completion(BaseModel):
     temperature: float = Field(default=1.0, ge=0, le=100)
     top_k: int | None = Field(default=None, ge=1)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
     stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
     n: Literal[1] = 1
     best_of: Literal[1] = 1
     echo: Literal[False] = False
     top_p: float = Field(default=1, ge=1, le=1)
+    presence_penalty: float = Field(default=0, ge=0, le=0)
+    frequency_penalty: float = Field(default=0, ge=0, le=0)
+    logit_bias: dict[str, float] = Field(default={}, max_length=0)
     logprobs: None = None
     suffix: None = None
 
@@ -125,15 +138,15 @@ class Endpoint:
             raise HTTPException(404, f"there is no model {name!r} here: it is {self.sampler.model.name}")
 
     async def _whole(self, request: HttpRequest, wanted: Completion, head: dict[str, Any]) -> Response:
-        texts = ["" for _ in wanted.prompts]
+        texts: list[list[str]] = [[] for _ in wanted.prompts]
         last: dict[int, Piece] = {}
         async with contextlib.aclosing(self._pieces(wanted)) as pieces:
             async for index, piece in pieces:
-                texts[index] += piece.text
+                texts[index].append(piece.text)
                 last[index] = piece
                 if await request.is_disconnected():
                     return Response(status_code=499)
-        choices = [choice(index, text, last[index].finish) for index, text in enumerate(texts)]
+        choices = [choice(index, "".join(text), last[index].finish) for index, text in enumerate(texts)]
         return JSONResponse({**head, "choices": choices, "usage": usage(last)})
 
     async def _events(self, wanted: Completion, head: dict[str, Any]) -> AsyncGenerator[str]:
@@ -144,7 +157,8 @@ class Endpoint:
                     last[index] = piece
                     if piece.text or piece.finish:
                         yield event({**head, "choices": [choice(index, piece.text, piece.finish)]})
-            yield event({**head, "choices": [], "usage": usage(last)})
+            if wanted.stream_options.include_usage:
+                yield event({**head, "choices": [], "usage": usage(last)})
         except UserError as error:
             yield event(problem(str(error), 500))
         yield "data: [DONE]\n\n"
@@ -158,9 +172,12 @@ class Endpoint:
                         prompt, wanted.max_tokens, wanted.temperature, wanted.top_k, wanted.seed, wanted.stops
                     )
                 )
-                with contextlib.closing(made):
+                try:
                     async for piece in iterate_in_threadpool(made):
                         yield index, piece
+                finally:
+                    with contextlib.suppress(ValueError):  # a thread waits in it still, for a model that is ended
+                        made.close()
 
 
 class Events(StreamingResponse):
@@ -231,11 +248,30 @@ async def failed(request: HttpRequest, error: Exception) -> Response:
 # ---------------------------------------------------------------- the server
 
 
+class Server(uvicorn.Server):
+    """Ends with its model, and ends it before it waits for the answers under way, which may have no end."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(
+            uvicorn.Config(
+                Endpoint(sampler).app(), log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END, lifespan="off"
+            )
+        )
+        self.sampler = sampler
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.sampler.end()
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.sampler.is_over
+
+
 def serve(sampler: Sampler, port: int, ready: Callable[[str], None]) -> None:
-    """Answer until SIGINT or SIGTERM; `ready` hears the address.
+    """Answer until SIGINT or SIGTERM, which raise KeyboardInterrupt at the end; `ready` hears the address.
 
     Raises:
-        UserError: the port is taken.
+        UserError: the port is taken, or the model has ended.
     """
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -245,7 +281,5 @@ def serve(sampler: Sampler, port: int, ready: Callable[[str], None]) -> None:
             raise UserError(f"port {port} cannot be had ({error.strerror}): choose another with `--port`") from error
         listener.listen()
         ready(f"http://{HOST}:{listener.getsockname()[1]}")
-        settings = uvicorn.Config(
-            Endpoint(sampler).app(), log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END, lifespan="off"
-        )
-        uvicorn.Server(settings).run(sockets=[listener])
+        Server(sampler).run(sockets=[listener])
+        raise sampler.ended()  # a signal would have been raised again

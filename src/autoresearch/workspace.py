@@ -217,13 +217,17 @@ class Workspace:
         return self.trials / f"{trial:04d}"
 
     def drop_checkpoints(self, trial: int, run: int | None = None) -> None:
-        """Remove the weights of a trial, or of one run of it, whatever that has made of their names."""
+        """Remove the weights of a trial's runs, or of one run, whatever that has made of their names.
+
+        What cannot be removed stays: a search does not end for it.
+        """
         which = "*" if run is None else run
         for path in self.trial_directory(trial).glob(f"run{which}/{Path(CHECKPOINT).stem}.*"):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def relative(self, path: str) -> str:
         """A path within the lab, as the ledger keeps it."""

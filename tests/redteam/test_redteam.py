@@ -21,8 +21,10 @@ from arena import HERE, WORKING, Arena, Held, Variant, variants
 from rich.console import Console
 
 from autoresearch import interactive, prompt
+from autoresearch.executors.local import LEFT
 from autoresearch.records import Status
 from autoresearch.sandbox import GIBIBYTE, Limits
+from autoresearch.trial import CHECKPOINT
 from autoresearch.views import terminal
 
 KINDS = ("clock", "score", "box")
@@ -157,6 +159,13 @@ def test_what_a_run_wrote_beside_its_own_files_is_gone(raid: Raid) -> None:
     held = raid.of("fills_the_disk")
     run = held.workspace.trial_directory(held.trial("fills_the_disk").proposed.trial) / "run0"
     assert sum(path.stat().st_size for path in run.iterdir()) < 1_000_000
+
+
+def test_nothing_that_passes_for_a_model_is_left(raid: Raid) -> None:
+    held = raid.of("forges_a_model")
+    directory = held.workspace.trial_directory(held.trial("forges_a_model").proposed.trial)
+    left = {str(path.relative_to(directory)) for path in directory.rglob("*")}
+    assert left <= {"patch.diff", "run0", *(f"run0/{name}" for name in LEFT)} - {f"run0/{CHECKPOINT}"}
 
 
 # ---- what it says to whoever reads its log

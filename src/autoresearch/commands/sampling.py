@@ -29,7 +29,7 @@ def sample(
     max_tokens: Annotated[int, typer.Option(min=1, help="Make no more than so many tokens.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="How bold: 0 takes the most probable token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw from so many of the most probable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text, on the same device.")] = None,
     device: Annotated[str, typer.Option(help=f"One of {', '.join(DEVICES)}.")] = "auto",
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep keys and values, where that is right.")
@@ -45,25 +45,43 @@ def sample(
     """Let a kept model go on with a text, in the sandbox of a run; the best one where none is named.
 
     With --serve it answers OpenAI's completions at http://127.0.0.1:PORT/v1, and there is a page to try it with:
-    this needs `pip install 'autoresearch[web]'`. Ctrl-C ends it.
+    this needs `pip install 'autoresearch[web]'`; each request says how to write. Ctrl-C ends it.
 
     Example: autoresearch sample "Once upon a time" --temperature 0.7
     """
     number, prompt = _asked(words or [], trial, best=best, serve=serve)
+    request = Request(prompt, max_tokens, temperature, top_k, seed)
+    if serve and (as_json or request != Request(prompt)):
+        raise UserError(
+            "with --serve requests say how to write: leave out --max-tokens, --temperature, --top-k, --seed, --json"
+        )
     if device not in DEVICES:
         raise UserError(f"there is no device {device!r}: choose one of {', '.join(DEVICES)}")
     workspace = Workspace.open(lab)
     beside = interactive.Lab(workspace)
-    tag = beside.trial(number).proposed.tag if number is not None and tag is None else tag
-    model = models.of_trial(workspace, beside.campaign(tag), number)
+    model = models.of_trial(workspace, beside.campaign(_tag(beside, number, tag)), number)
     cell = compose.cell(config.load(workspace.program)[0], workspace.root)
     sampler = Sampler(model, cell, device=device, cache=cache, say=_say)
+    if workspace.is_locked():
+        _say("a search is at work here: what it measures meanwhile is disturbed")
     if serve:
         _serve(sampler, port)
         return
-    request = Request(prompt, max_tokens, temperature, top_k, seed)
-    with stopping.ended_as_by_hand(), sampler:
-        _write(sampler, request, as_json=as_json)
+    try:
+        with stopping.ended_as_by_hand(), sampler:
+            _write(sampler, request, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None  # the text so far is there
+
+
+def _tag(lab: interactive.Lab, number: int | None, tag: str | None) -> str | None:
+    """The campaign that is meant, None for the latest."""
+    if number is None:
+        return tag
+    own = lab.trial(number).proposed.tag
+    if tag not in (None, own):
+        raise UserError(f"trial {number} is one of campaign {own}, not of {tag}: leave --tag out, or name {own}")
+    return own
 
 
 def _asked(words: list[str], trial: int | None, *, best: bool, serve: bool) -> tuple[int | None, str]:
@@ -85,9 +103,10 @@ def _write(sampler: Sampler, request: Request, *, as_json: bool) -> None:
         print(request.prompt, end="", flush=True)
     with contextlib.closing(sampler.generate(request)) as pieces:
         for piece in pieces:
-            texts.append(piece.text)
             finish, tokens = piece.finish, piece.tokens
-            if not as_json:
+            if as_json:
+                texts.append(piece.text)
+            else:
                 print(_harmless(piece.text), end="", flush=True)
     if as_json:
         told = {**_named(sampler.model), "prompt": request.prompt, "text": "".join(texts), "finish": finish}

@@ -165,6 +165,7 @@ def hold_to_length(directory: Path) -> None:
 def tidy(directory: Path) -> None:
     """Remove what a run has left beside its own files, which nobody would ever read."""
     with contextlib.suppress(OSError):
+        directory.chmod(0o755)  # a run may have shut it, so that nothing is removed
         for path in directory.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
