@@ -80,13 +80,13 @@ def check_whole(lab: Path) -> None:
     assert leftovers(lab) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(lab: Path, seed: int) -> None:
     moments, kills = random.Random(seed), 0
     while True:
         loop = start(lab)
         try:
-            out, _ = loop.communicate(timeout=moments.uniform(0.5, 2.5))
+            out, _ = loop.communicate(timeout=moments.uniform(1.5, 5.0))
         except subprocess.TimeoutExpired:
             loop.kill()
             loop.communicate()
