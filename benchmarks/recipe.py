@@ -92,7 +92,14 @@ class Bench:
             line = {"recipe": recipe, "seed": seed, "val_bpb": float(found[1])}
             with RECORD.open("a") as file:
                 file.write(
-                    json.dumps({**line, "tokens": self.tokens, "seconds": self.seconds, "constants": dict(constants)})
+                    json.dumps(
+                        {
+                            **line,
+                            "tokens": None if self.seconds else self.tokens,
+                            "seconds": self.seconds,
+                            "constants": dict(constants),
+                        }
+                    )
                     + "\n"
                 )
         return self.known[recipe, seed]
