@@ -215,5 +215,5 @@ def test_functions_and_files_stay_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{name}.{node.name}"
-    assert len((LAB / "train.py").read_text().splitlines()) <= 665
-    assert len((LAB / "prepare.py").read_text().splitlines()) <= 465
+    assert len((LAB / "train.py").read_text().splitlines()) <= 664
+    assert len((LAB / "prepare.py").read_text().splitlines()) <= 463

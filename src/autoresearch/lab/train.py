@@ -577,12 +577,11 @@ def build(device: torch.device, vocab_size: int) -> tuple[GPT, Optimizers]:
 
 
 def warm_up(model: GPT, optimizers: Optimizers, device: torch.device) -> None:
-    """Compile, and fill the allocator's pools, by one step on random tokens, then put everything back as it was; on a
-    CPU, where nothing is compiled, a step of one row."""
+    """Compile, and fill the allocator's pools, by one step on random tokens; then put everything back as it was."""
     parts: tuple[Any, ...] = (model, *optimizers)
     before = copy.deepcopy([part.state_dict() for part in parts])
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        x, y = warmup_batch(1 if device.type == "cpu" else DEVICE_BATCH_SIZE, device)
+        x, y = warmup_batch(DEVICE_BATCH_SIZE, device)
         model(x, y).backward()
         for optimizer in optimizers:
             optimizer.step()
