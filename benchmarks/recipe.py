@@ -49,7 +49,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "all that the h100 preset has": {
         k: v
         for k, v in presets.presets()["h100"].improved.items()
-        if "BATCH" not in k and k not in ("DEPTH", "ASPECT_RATIO", "SHORT_WINDOW_DIVISOR")
+        if "BATCH" not in k and k not in ("DEPTH", "SHORT_WINDOW_DIVISOR")
     },
 }
 
@@ -104,8 +104,8 @@ class Bench:
                 )
         return self.known[recipe, seed]
 
-    def confirm(self, base: Mapping[str, object], change: Mapping[str, object]) -> tuple[Confirmation, Campaign]:
-        """The judge's conclusion on a change of the base, and the campaign of two trials that led to it."""
+    def confirm(self, base: Mapping[str, object], change: Mapping[str, object]) -> Confirmation:
+        """The judge's conclusion on a change of the base, by a campaign of these two trials."""
         judge, sets = PosteriorJudge(compose.terms(config.Config())), ({**base}, {**base, **change})
         trials = list[Trial]()
         for number, seeds in enumerate((range(FIRST_SEED, FIRST_SEED + BASELINE_SEEDS), [FIRST_SEED])):
@@ -114,11 +114,10 @@ class Bench:
             trials.append(dataclasses.replace(trial, verdict=verdict(trial, Decision(Status.KEEP, "to be tested"))))
         started = CampaignStarted("t", "c0", "any", judge.name, "local", "none", {}, 60.0)
         while True:
-            campaign = Campaign(started, tuple(trials))
-            step = judge.confirmation(campaign, asked=True)
+            step = judge.confirmation(Campaign(started, tuple(trials)), asked=True)
             assert step is not None
             if isinstance(step, Confirmation):
-                return step, campaign
+                return step
             trial, score = trials[step.trial], self.score(sets[step.trial], step.seed)
             run = run_ended(step.trial, len(trial.runs), step.seed, Purpose.CONFIRM, score)
             trials[step.trial] = dataclasses.replace(trial, runs=(*trial.runs, run))
@@ -140,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory), chosen.tokens, chosen.seconds)
         for name in chosen.change or [name for name in CHANGES if name not in chosen.on]:
-            found, _ = bench.confirm(base, CHANGES[name])
+            found = bench.confirm(base, CHANGES[name])
             (contrast, *_) = found.contrasts
             effect = f"{-contrast.gain:+.4f} ± {contrast.margin:.4f}"
             print(f"| {name} | {effect} | {contrast.pairs} | {found.outcome.value} |", flush=True)

@@ -57,8 +57,9 @@ class Contestant:
         own = self.model.state_dict()
         self.model.load_state_dict(own | {name: weight for name, weight in weights.items() if name in own})
         adamw, muon = self.recipe.make_optimizers(self.model, compiled=self.compiled and not self.is_plain)
-        self.optimizers = (adamw, plain_port.PlainMuon(self.recipe, self.model.blocks.parameters()))
-        self.optimizers = self.optimizers if self.is_plain else (adamw, muon)
+        if self.is_plain:
+            muon = plain_port.PlainMuon(self.recipe, self.model.blocks.parameters())
+        self.optimizers = (adamw, muon)
 
     def step(self, batches: Batches, progress: float, number: int) -> float:
         """One optimizer step on all the batches -> mean loss in nats; its seconds are noted."""
@@ -107,13 +108,13 @@ def enter(files: Path, others: Sequence[Path], device: torch.device) -> tuple[li
     return found, recipe
 
 
-def product_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int) -> float:
+def product_rate(recipe: ModuleType, device: torch.device, dtype: torch.dtype, rows: int, width: int) -> float:
     """FLOP/s of a product as large as one of the model's own."""
     x, weight = (torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width))
     start = time.perf_counter()
     for _ in range(10):
         torch.nn.functional.linear(x, weight)
-    torch.accelerator.synchronize() if device.type != "cpu" else None
+    recipe.synchronize(device)
     return 10 * 2 * rows * width**2 / (time.perf_counter() - start)
 
 
@@ -135,7 +136,8 @@ def compete(contestants: Sequence[Contestant], recipe: ModuleType, seeds: int, s
             for turn in range(len(contestants)):
                 each = contestants[(number + turn) % len(contestants)]
                 losses[each.name].append(each.step(batches, number / steps, number))
-            rates.append(product_rate(device, contestants[0].model.dtype, len(batches[0][0]) * recipe.MAX_SEQ_LEN, 512))
+            rows = len(batches[0][0]) * recipe.MAX_SEQ_LEN
+            rates.append(product_rate(recipe, device, contestants[0].model.dtype, rows, 512))
         for each in contestants:
             each.losses.append(statistics.fmean(losses[each.name][-LAST_STEPS:]))
         print(f"seed {seed}: " + ", ".join(f"{each.name} {each.losses[-1]:.4f}" for each in contestants), flush=True)

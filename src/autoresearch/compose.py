@@ -93,7 +93,7 @@ def executor(settings: Config, workspace: Workspace, python: Path, namespace: st
     made: Executor = make(
         workspace.trials,
         python,
-        config.run_environment() | {config.CACHE: str(config.cache_directory()), "HF_HUB_OFFLINE": "1"},
+        config.offline_environment() | {config.CACHE: str(config.cache_directory())},
         namespace,
         # A lab that grades itself reads its data where it likes.
         sandbox.choose(settings.sandbox if prepare_py or settings.sandbox != "auto" else "none"),
@@ -109,7 +109,7 @@ def cell(settings: Config, root: Path) -> Cell:
     """Where a kept model of the lab is let write: confined as its runs are, with the kernels that they may have."""
     return Cell(
         interpreter(settings, root),
-        config.run_environment() | {"HF_HUB_OFFLINE": "1"},
+        config.offline_environment(),
         sandbox.choose(settings.sandbox),
         Limits(memory_gb=settings.memory_gb),
         (config.kernels_directory(),),

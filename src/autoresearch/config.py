@@ -152,8 +152,13 @@ def run_environment() -> dict[str, str]:
     return DEFAULTS | {KERNELS: str(kernels_directory())} | allowed
 
 
+def offline_environment() -> dict[str, str]:
+    """The same for what is confined, and so has no network to look for a kernel on."""
+    return run_environment() | {"HF_HUB_OFFLINE": "1"}
+
+
 def prepare_environment() -> dict[str, str]:
-    """The same for prepare.py, and what it needs to reach the network."""
+    """The person's variables for prepare.py, and what it needs to reach the network."""
     return run_environment() | _chosen(lambda name: name in NETWORK_NAMES)
 
 
