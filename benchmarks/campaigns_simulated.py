@@ -1,4 +1,4 @@
-"""Campaigns of simulated runs: proposals of known effects, records like a ledger's, and the loop's way with a judge."""
+"""Campaigns of simulated runs: proposals with known effects, records like a ledger's, and a judge as in the loop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import random
 from dataclasses import dataclass
 
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.confirming import LOOKS
-from autoresearch.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
-from autoresearch.interfaces import Judge
-from autoresearch.records import Decision, Outcome, Purpose, Score, Status
+from autoresearch.judging.confirmation import LOOKS
+from autoresearch.judging.interface import Judge
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
+from autoresearch.ledger.records import Decision, Outcome, Purpose, Score, Status
 
 BASELINE = 1.0  # bits per byte
 FIRST_SEED = 42
@@ -19,7 +19,7 @@ FIRST_SEED = 42
 
 @dataclass(frozen=True)
 class World:
-    """The true gain of each proposal in turn, in bits per byte, and the luck of each run, the same for every judge."""
+    """The true gain of each proposal in turn, in bits per byte, and the luck of each run; the same for every judge."""
 
     number: int
     gains: tuple[float, ...]
@@ -29,7 +29,7 @@ class World:
     def noise(self, trial: int, run: int) -> float:
         """A measured residual, blurred: a smoothed bootstrap (Silverman and Young 1987), with Silverman's bandwidth.
 
-        Drawn as they are, two runs of so few residuals would often be equal, and none would be far out.
+        Without the blur, two runs with so few residuals would often be equal, and none would be far out.
         """
         draw = random.Random((self.number * 10_000 + trial) * 1_000 + run)
         width = 1.06 / math.pow(len(self.luck), 0.2)
@@ -38,7 +38,7 @@ class World:
 
 @dataclass(frozen=True)
 class Played:
-    """A campaign's end. Gains are true ones, in bits per byte; `idle` proposals are those without an effect."""
+    """A campaign's end. Gains are true ones, in bits per byte. `idle` proposals have no effect."""
 
     gain: float
     trials: int
@@ -51,7 +51,7 @@ class Played:
 
 
 class Search:
-    """A campaign of so many runs, all counted, played as `loop` does it."""
+    """A campaign of `runs` runs, counting all of them, played as `loop` does it."""
 
     def __init__(self, world: World, judge: Judge, runs: int) -> None:
         self.world, self.judge, self.left = world, judge, runs
@@ -111,7 +111,7 @@ class Search:
 
     def _played(self) -> Played:
         baseline, *tried = self.campaign.trials
-        # A proposal that changes nothing has its parent's very score.
+        # A proposal that changes nothing has exactly its parent's score.
         idle = [t for t in tried if self.truth[t.number] == self.truth[int(t.proposed.parent[1:])]]
         claims = [each for each in self.campaign.confirmations if each.outcome is Outcome.CONFIRMED]
         runs = [run for trial in self.campaign.trials for run in trial.runs]
@@ -130,7 +130,7 @@ class Search:
         )
 
     def _is_false(self, claim: Confirmation) -> bool:
-        """Whether what was confirmed is no better than something that it was tested against."""
+        """Whether what was confirmed is no better than something it was tested against."""
         return any(self.truth[claim.trial] >= self.truth[each.reference] for each in claim.contrasts)
 
 

@@ -1,11 +1,11 @@
-"""What a trial takes besides its training: wall time from one verdict to the next, over the budget.
+"""What a trial takes in addition to its training: wall time from one verdict to the next, relative to the budget.
 
-    python benchmarks/dead_time.py [--preset NAME] [--budget SECONDS] [--trials N]
+python benchmarks/dead_time.py [--preset NAME] [--budget SECONDS] [--trials N]
 
 A real campaign of the built-in researcher with the judge `greedy`, which asks for no further seeds, on the standard
-library's source. The baseline, which pays for all that is made once, is shown apart; so are keeps, whose holdout is
-graded too. Beside each kind stands where its time went: before the first training batch, from the request for grading
-to the end of the run, and between two runs (verdict, proposal, commit).
+library's source. The baseline, which pays for everything done once, is shown separately. So are keeps, whose holdout is
+graded too. For each kind the table shows where the time went: before the first training batch, from the request for
+grading to the end of the run, and between two runs (verdict, proposal, commit).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from autoresearch import hardware, presets
+from autoresearch.lab import hardware, presets
 
 GOAL = 1.08  # times the budget
 
@@ -46,7 +46,7 @@ class Took:
 
 
 def taken(ledger: Path) -> list[Took]:
-    """Every trial of a ledger whose one run was graded, in order; nothing is before the baseline's run."""
+    """Every trial of a ledger whose one run was graded, in order. Nothing comes before the baseline's run."""
     found, run, since = list[Took](), dict[str, Any](), None
     for event in map(json.loads, ledger.read_text().splitlines()):
         if event["type"] == "run_ended":
@@ -69,7 +69,7 @@ def line(name: str, trials: Sequence[Took], budget: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="wall time of a trial over its budget")
+    parser = argparse.ArgumentParser(description="wall time of a trial relative to its budget")
     parser.add_argument("--preset", choices=presets.presets(), default="cpu")
     parser.add_argument("--budget", type=int, default=60)
     parser.add_argument("--trials", type=int, default=6)

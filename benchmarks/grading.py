@@ -1,10 +1,10 @@
 """Seconds of trusted grading, by a parent through shared memory and with probes, against in-process evaluation.
 
-    python benchmarks/grading.py [--preset NAME] [--pairs N]
+python benchmarks/grading.py [--preset NAME] [--pairs N]
 
-The model is the shipped train.py's at the sizes of a preset (`cpu`), untrained, as the time does not depend on weights,
-on the best device there is; the text is the standard library's. Each pair is two runs right after each other, one that
-evaluates in its own process and one that is graded by this one, in turns first. The start of either side is not
+The model is the shipped train.py's at the sizes of a preset (`cpu`), untrained, since the time does not depend on
+weights, on the best device. The text is the standard library's. Each pair is two runs right after each other, one that
+evaluates in its own process and one that this process grades; each is first in every second pair. Start-up is not
 counted, nor is a first pair that warms up.
 """
 
@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from autoresearch import hardware, presets, splits, trial
-from autoresearch.grader import TrustedGrader
-from autoresearch.records import RunRequest
+from autoresearch.grading import protocol, splits
+from autoresearch.grading.grader import TrustedGrader
+from autoresearch.lab import hardware, presets
+from autoresearch.ledger.records import RunRequest
 
 GOAL = 1.3  # times the in-process evaluation
 PAIRS = 5
@@ -37,7 +38,7 @@ device, tokenizer = prepare.detect_device(), prepare.Tokenizer.from_directory()
 model, _ = train.build(device, tokenizer.get_vocab_size())
 torch.nn.init.normal_(model.head.weight, std=0.1)
 with torch.inference_mode():
-    model.eval()(prepare.warmup_batch(train.DEVICE_BATCH_SIZE, device)[0])
+    model.eval()(prepare.warmup_batch(prepare.grading_rows(train.DEVICE_BATCH_SIZE), device)[0])
 if prepare.CHANNEL:
     next(prepare.make_dataloader(tokenizer, 1, prepare.MAX_SEQ_LEN, "train", device))
 train.synchronize(device)
@@ -49,7 +50,7 @@ print("RESULT", time.perf_counter() - began, bpb)
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Seconds and val_bpb of one evaluation, and how its logits went."""
+    """Seconds and val_bpb of one evaluation, and how its logits traveled."""
 
     seconds: float
     val_bpb: float
@@ -64,13 +65,13 @@ def inside(files: Path) -> Evaluation:
 
 
 def outside(files: Path, grader: TrustedGrader) -> Evaluation:
-    """One that this process grades."""
+    """One graded by this process."""
     session = grader.session(RunRequest("", "", {}, 42, 60.0, 600.0), lambda score: False)
     ours, theirs = socket.socketpair()
     with subprocess.Popen(
         [sys.executable, "measured.py"],
         cwd=files,
-        env={**os.environ, trial.CHANNEL: str(theirs.fileno())},
+        env={**os.environ, protocol.CHANNEL: str(theirs.fileno())},
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,
         text=True,
@@ -94,7 +95,7 @@ def parse(output: str, by: str) -> Evaluation:
 
 
 def pairs(files: Path, count: int) -> list[tuple[Evaluation, Evaluation]]:
-    """Evaluations inside and outside, each of them first in every second pair, after one pair to warm up."""
+    """Evaluations inside and outside, each first in every second pair, after one pair to warm up."""
     grader, found = TrustedGrader(lambda: splits.read((files / "prepare.py").read_text())), []
     for number in range(count + 1):
         if number % 2:
@@ -116,7 +117,7 @@ def main() -> None:
         files = Path(directory, "lab")
         presets.create(files, dataclasses.replace(preset, prepare={**preset.prepare, "SOURCE": "stdlib"}))
         subprocess.run([sys.executable, "prepare.py"], cwd=files, check=True)
-        shutil.copy(trial.__file__, files / trial.RUN_SIDE)
+        shutil.copy(protocol.__file__, files / protocol.RUN_SIDE)
         (files / "measured.py").write_text(SCRIPT)
         found = pairs(files, chosen.pairs)
     device = hardware.device()

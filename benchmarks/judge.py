@@ -1,7 +1,7 @@
 """The judge against simpler rules at equal runs, in simulated campaigns whose proposals have known true effects.
 
-Every rule decides through the interface that the loop uses, over records like a ledger's; the luck of runs is drawn
-from measured ones. It makes no run.
+Every rule decides through the same interface as in the loop, over records like a ledger's. The luck of runs is drawn
+from measured ones. It runs no training.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoresearch.compose import terms
-from autoresearch.config import Config
-from autoresearch.interfaces import Judge
-from autoresearch.judge import GreedyJudge, PosteriorJudge
+from autoresearch.judging.interface import Judge
+from autoresearch.judging.judge import GreedyJudge, PosteriorJudge
+from autoresearch.lab.config import Config
+from autoresearch.loop.compose import terms
 from campaigns_simulated import Played, Search, World
 from rules import OracleJudge, StrictJudge, ThresholdJudge
 
 HERE = Path(__file__).parent
 RECORD = HERE / "search_record.jsonl"
 PUBLISHED = HERE.parents[1] / "shared" / "data" / "published-results-h100.tsv"
-PUBLISHED_SIGMA = 0.0005  # of one run, by the near-duplicates of that log
+PUBLISHED_SIGMA = 0.0005  # of one run, from the near-duplicates of that log
 RUNS = 200
-UNIT = 0.001  # bits per byte: the median size of an effect that is not nil
+UNIT = 0.001  # bits per byte: the median size of a nonzero effect
 LEVELS = (0.25, 0.5, 1.0, 2.0)  # the noise of a run, in median effects
 DRAWN = 20_000
 
@@ -41,7 +41,7 @@ Draw = Callable[[random.Random], float]
 
 
 def mixture(gains: float, idle: float, size: Draw, harm: float = 1.0) -> Draw:
-    """Gains and harms of these sizes, so many of each; the rest does harm, `harm` times as large."""
+    """Shares of gains and harms of these sizes. Harms are `harm` times as large; the other proposals have no effect."""
 
     def draw(rng: random.Random) -> float:
         kind, value = rng.random(), size(rng)
@@ -60,10 +60,10 @@ MIXTURES: Mapping[str, Draw] = {
 
 
 def published(path: Path) -> Draw:
-    """The gains of a published log's rows over the best before each, less their luck, drawn again.
+    """The gains of a published log's rows over the best before each, minus their luck, drawn again.
 
-    A difference of two runs has twice the variance of one, which is taken off its square: what is smaller than that
-    counts as no effect.
+    A difference of two runs has twice the variance of one, which is subtracted from its square. Smaller differences
+    count as no effect.
     """
     with path.open(encoding="utf-8") as file:
         rows = [(float(row["val_bpb"]), row["status"]) for row in csv.DictReader(file, delimiter="\t")]
@@ -78,7 +78,7 @@ def published(path: Path) -> Draw:
 
 
 def luck() -> tuple[float, ...]:
-    """The residuals of programs that were run on several seeds, standardised: 16 runs of 3 programs."""
+    """The residuals of programs that were run on several seeds, standardized: 16 runs of 3 programs."""
     runs = defaultdict(list)
     for line in RECORD.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -101,7 +101,7 @@ class Setting:
     level: float
 
     def effects(self, number: int, count: int) -> list[float]:
-        """True gains in bits per byte, of which those that are not nil have a median size of one unit."""
+        """True gains in bits per byte. Those that are not zero have a median size of one unit."""
         rng = random.Random(f"{self.name} {number}")
         return [UNIT / self._median() * self.draw(rng) for _ in range(count)]
 
@@ -117,7 +117,7 @@ MEDIANS: dict[str, float] = {}
 
 
 def rules(setting: Setting, policies: Sequence[Config]) -> dict[str, Judge]:
-    """Those that are compared, by name; all but greedy and the production judge are told the true noise."""
+    """The rules compared, by name. All except greedy and the production judge know the true noise."""
     sigma = setting.level * UNIT
     posterior = {f"posterior {policy.advance:g}": PosteriorJudge(terms(policy)) for policy in policies}
     return {
@@ -142,7 +142,7 @@ def play(task: tuple[str, float, int, Sequence[Config], Path]) -> tuple[str, flo
 
 
 def table(name: str, level: float, played: Sequence[Mapping[str, Played]]) -> Iterator[str]:
-    """A line a rule, for README.md; gains in median effects."""
+    """A line per rule, for README.md. Gains are in median effects."""
     greedy = [each["greedy"] for each in played]
     for rule in played[0]:
         ours = [each[rule] for each in played]
@@ -194,7 +194,7 @@ def main() -> None:
 
 
 def report(names: Sequence[str], chosen: argparse.Namespace) -> None:
-    """Play all campaigns, and print each mixture's lines as soon as they are there."""
+    """Play all campaigns, and print each mixture's lines as soon as they are ready."""
     policies = tuple(Config(advance=share, confirm_every=chosen.confirm_every) for share in chosen.advance)
     tasks = [
         (name, level, number, policies, chosen.published)

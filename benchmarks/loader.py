@@ -1,6 +1,6 @@
 """Tokens per second of the lab's loader against a plain Python best-fit loop over the same documents.
 
-    python benchmarks/loader.py
+python benchmarks/loader.py
 
 Prepares the standard library's source (vocabulary 2,048; cached) and draws batches from both in turns, on the CPU,
 after checking that they yield the same rows.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-PREPARE = Path(__file__).parents[1] / "src" / "autoresearch" / "lab" / "prepare.py"
+PREPARE = Path(__file__).parents[1] / "src" / "autoresearch" / "lab" / "template" / "prepare.py"
 SHAPES = [(256, 32), (2048, 8)]  # context, batch size
 REPETITIONS = 5
 PLAIN_BATCHES = 12
@@ -43,7 +43,7 @@ def load_prepare(directory: Path) -> ModuleType:
 
 
 def plain_batches(prepare: ModuleType, batch_size: int, context: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The same packing as plain Python does it: a scan of the buffer for each document, lists, torch.tensor."""
+    """The same packing in plain Python: a scan of the buffer for each document, lists, torch.tensor."""
     tokens = np.load(prepare.DATA / "train.npy").tolist()
     offsets = np.load(prepare.DATA / "train_offsets.npy").tolist()
     order = np.random.default_rng([prepare.SEED, 1]).permutation(len(offsets) - 1).tolist()
@@ -56,7 +56,7 @@ def plain_batches(prepare: ModuleType, batch_size: int, context: int) -> Iterato
 
 
 def plain_row(buffer: list[tuple[int, list[int]]], documents: Iterator[tuple[int, list[int]]], space: int) -> list[int]:
-    """One row; of documents of the same length the loader takes the one latest in the files, or to crop the first."""
+    """One row. Of documents of the same length the loader takes the one latest in the files, or the first to crop."""
     row: list[int] = []
     while len(row) < space:
         room = space - len(row)

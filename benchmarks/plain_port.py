@@ -1,7 +1,7 @@
-"""The shipped recipe as anybody would write it first: what train_step.py measures train.py's speed against.
+"""The shipped recipe as anyone would write it first: train_step.py measures train.py's speed against it.
 
 Plain modules, bf16 autocast over float32 weights, PyTorch's own attention, norm and cross entropy over all logits at
-once, fused AdamW, Muon one matrix at a time. Constants and schedules are train.py's own, handed over as a module.
+once, fused AdamW, Muon one matrix at a time. Constants and schedules are train.py's own, passed in as a module.
 """
 
 from __future__ import annotations
@@ -49,22 +49,32 @@ class Attention(nn.Module):
         return out
 
 
-class Block(nn.Module):
-    def __init__(self, recipe: ModuleType, layer: int) -> None:
+class MLP(nn.Module):
+    def __init__(self, recipe: ModuleType) -> None:
         super().__init__()
         dim = recipe.model_width()
-        self.attention = Attention(recipe, layer)
         self.expand = nn.Linear(dim, recipe.MLP_RATIO * dim, bias=False)
         self.project = nn.Linear(recipe.MLP_RATIO * dim, dim, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.project(F.relu(self.expand(x)).square())
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, recipe: ModuleType, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(recipe, layer)
+        self.mlp = MLP(recipe)
+
     def forward(self, x: Tensor, embedded: Tensor | None, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attention(norm(x), embedded, cos, sin, mask)
-        out: Tensor = x + self.project(F.relu(self.expand(norm(x))).square())
+        out: Tensor = x + self.mlp(norm(x))
         return out
 
 
 class PlainGPT(nn.Module):
-    """The recipe's model, whose weights go by the names that they have in train.py."""
+    """The recipe's model. Its weights have the same names as in train.py."""
 
     def __init__(self, recipe: ModuleType, vocab_size: int, seq_len: int) -> None:
         super().__init__()
@@ -82,7 +92,9 @@ class PlainGPT(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
         distance = torch.arange(seq_len)[:, None] - torch.arange(seq_len)
         windows = recipe.layer_windows(seq_len)
-        self.masks = [None if w >= seq_len - 1 else (distance >= 0) & (distance <= w) for w in windows]
+        for layer, window in enumerate(windows):
+            mask = None if window >= seq_len - 1 else (distance >= 0) & (distance <= window)
+            self.register_buffer(f"mask{layer}", mask, persistent=False)
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy in nats of tokens (B, T) and the tokens that follow them."""
@@ -90,7 +102,7 @@ class PlainGPT(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
             table = self.value_embeddings[str(layer)] if self.recipe.has_value_embedding(layer) else None
-            x = block(x, table(idx) if table is not None else None, self.cos, self.sin, self.masks[layer])
+            x = block(x, table(idx) if table is not None else None, self.cos, self.sin, getattr(self, f"mask{layer}"))
         logits = self.head(norm(x)).float()
         logits = self.recipe.SOFTCAP * torch.tanh(logits / self.recipe.SOFTCAP)
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1))
@@ -115,7 +127,7 @@ class PlainMuon(torch.optim.Optimizer):
             tall = p.size(0) >= p.size(1)
             if not state:
                 state["velocity"] = torch.zeros_like(p)
-                state["second_moment"] = torch.zeros(p.size(0), 1) if tall else torch.zeros(1, p.size(1))
+                state["second_moment"] = p.new_zeros((p.size(0), 1) if tall else (1, p.size(1)))
             momentum = group["momentum"]
             state["velocity"].lerp_(p.grad, 1 - momentum)
             update = p.grad.lerp(state["velocity"], momentum)

@@ -1,10 +1,10 @@
 """Seconds of `python prepare.py` on the standard library's source, against a plain script that does the same work.
 
-    python benchmarks/preparation.py [--pairs N]
+python benchmarks/preparation.py [--pairs N]
 
-The plain script trains the same tokenizer on the same text, then encodes document by document and saves the tokens; it
-looks for no duplicates and checks nothing. Each is a process of its own with an empty cache, in turns first; starting
-Python and importing are counted, for a person waits for them.
+The plain script trains the same tokenizer on the same text, then encodes document by document and saves the tokens. It
+looks for no duplicates and checks nothing. Each runs in its own process with an empty cache; each is first in every
+second pair. Starting Python and importing are counted, since a user waits for them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoresearch import hardware, presets
+from autoresearch.lab import hardware, presets
 
 PAIRS = 5
 PLAIN = """
@@ -33,7 +33,7 @@ for split in prepare.SPLITS:
 
 
 def seconds(lab: Path, file: str) -> float:
-    """Wall time of a script in the lab, with a cache of its own."""
+    """Wall time of a script in the lab, with its own cache."""
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         subprocess.run(

@@ -1,11 +1,11 @@
-"""What honest models and models with a leak of one token do to the probes of grading.
+"""What the probes of grading find in honest models, and in models with a leak of one token.
 
-    python benchmarks/probes.py [RUNS]
+python benchmarks/probes.py [RUNS]
 
-Trains the shipped GPT at a small size on the CPU for some steps, in float32 and bfloat16 (and compiled, where that
-works), honest or with one leak, and asks it for the probes' rows with RUNS (200) secret seeds. The honest one also
-answers with noise on all its logits, with and without a little of the next token. Prints how many were passed, and in
-nats, the smallest and largest mean: drift of answers just before a splice (of repeats, the largest), and gain there.
+Trains the shipped GPT at a small size on the CPU for some steps, in float32 and bfloat16 (and compiled, if that works),
+honest or with one leak, and asks it for the probes' rows with RUNS (200) secret seeds. The honest one also answers with
+noise on all its logits, with and without a little of the next token. Prints how many passed, and in nats the smallest
+and largest mean of the drift of answers just before a splice (of repeats, the largest) and of the gain there.
 """
 
 import importlib
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoresearch import presets, probes
+from autoresearch.grading import probes
+from autoresearch.lab import presets
 
 LAB = {"MAX_SEQ_LEN": 128, "EVAL_TOKENS": "2**14", "SOURCE": "stdlib", "VOCAB_SIZE": 2048}
 MODEL = {"DEPTH": 4, "ASPECT_RATIO": 32, "HEAD_DIM": 32, "TOTAL_BATCH_SIZE": 2048, "DEVICE_BATCH_SIZE": 16}
@@ -89,7 +90,7 @@ def trained(prepare: Any, train: Any, dtype: torch.dtype, leak: str | None) -> A
 
 
 def probe(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, Any], seed: int) -> probes.Comparison:
-    """Ask for the probes and their originals alone, in batches of one shape."""
+    """Ask only for the probes and their originals, in batches of one shape."""
     plan = probes.plan(rows, np.random.default_rng(seed))
     comparison = probes.Comparison(plan, np.ones(rows.shape, bool))
     wanted = [row for row in plan.order.tolist() if row in comparison.rows]
@@ -102,7 +103,7 @@ def probe(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, A
 
 
 def score(model: Callable[[torch.Tensor], torch.Tensor], rows: np.ndarray[Any, Any]) -> float:
-    """Nats a token of all rows."""
+    """Nats per token over all rows."""
     batches = np.split(rows.astype(np.int64), range(BATCH, len(rows), BATCH))
     answers = [model(torch.from_numpy(batch[:, :-1])).float().flatten(0, 1) for batch in batches]
     return float(

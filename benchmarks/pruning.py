@@ -1,6 +1,6 @@
 """What ending hopeless runs saves and costs in simulated labs, where it is known what each run would have scored.
 
-Run `python benchmarks/pruning.py`, with `--labs 50 --trials 100` for other numbers than these.
+Run `python benchmarks/pruning.py`, with for example `--labs 50 --trials 100`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autoresearch.pruning import Band, Hopeless, Past, Watch, learn, smoothed, spared
-from autoresearch.records import RunEvent, Scalar
+from autoresearch.judging.pruning import Band, Hopeless, Past, Watch, learn, smoothed, spared
+from autoresearch.ledger.records import RunEvent, Scalar
 
-BPB = 0.42  # bits per byte for a nat per token, about: as preset cpu has it
+BPB = 0.42  # bits per byte for a nat per token, about as with preset cpu
 BUDGET = 60.0  # seconds
 STEPS = 120
 
 
 @dataclass(frozen=True)
 class Lab:
-    """How the changes of a lab turn out; in nats but for the shares.
+    """How the changes in a lab turn out, in nats except for the shares.
 
-    `tail` of the changes are bad, by an exponential of mean `harm`, the others move the loss by a normal of deviation
-    `effect`. `slant` is how much a change moves the middle of its curve besides, `late` the share of the changes that
-    hold the loss up by 0.2 nats half-way and have caught up in the end. `luck` is a seed's deviation, `noise` a step's.
+    `tail` of the changes are bad, by an exponential with mean `harm`; the others move the loss by a normal with
+    deviation `effect`. `slant` is how much a change also moves the middle of its curve. `late` is the share of the
+    changes that raise the loss by 0.2 nats halfway and catch up in the end. `luck` is a seed's deviation, `noise` a
+    step's.
     """
 
     tail: float = 0.4
@@ -52,7 +53,7 @@ LABS = {
 
 @dataclass(frozen=True)
 class Change:
-    """What a change does to a lab's curves, in nats: to the end, and to the middle besides."""
+    """What a change does to a lab's curves, in nats: to the end, and also to the middle."""
 
     end: float = 0.0
     middle: float = 0.0
@@ -86,7 +87,7 @@ def watched(band: Band, points: list[Mapping[str, Scalar]]) -> Hopeless | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial: whether it would have beaten the incumbent, where it was found hopeless, and whether it was let be."""
+    """One trial: whether it would have beaten the incumbent, where it was found hopeless, and whether it was spared."""
 
     better: bool
     found: Hopeless | None

@@ -1,13 +1,12 @@
 """What each change of the recipe is worth on preset cpu, by the production judge's confirmation on fresh seeds.
 
-    python benchmarks/recipe.py [CHANGE ...] [--on CHANGE ...] [--tokens N | --seconds N]
+python benchmarks/recipe.py [CHANGE ...] [--on CHANGE ...] [--tokens N | --seconds N]
 
-Each change named (all of them, unless some are) runs against the published recipe at the sizes of preset cpu, or
-against that with the changes `--on`: 3 seeds of the base, one of the change, then as many fresh pairs (2, 4 or 8) as
-the judge wants. Progress goes by optimizer steps here, not by time, so that every run sees the same number of tokens
-and a busy machine changes nothing: what a change costs or saves in time is not in its figure. With `--seconds` it is,
-on a machine that is idle otherwise. Runs are real, by hand, of train.py; each is noted in recipe_record.jsonl and not
-made twice.
+Each change named (default: all) runs against the published recipe at the sizes of preset cpu, or against that with the
+changes `--on`: 3 seeds of the base, one of the change, then as many fresh pairs (2, 4 or 8) as the judge wants.
+Progress is counted in optimizer steps here, not in time, so that every run sees the same number of tokens and a busy
+machine changes nothing; so a figure does not include what a change costs or saves in time. With `--seconds` it does, on
+an otherwise idle machine. Runs are real runs of train.py. Each is recorded in recipe_record.jsonl and not repeated.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoresearch import compose, config, presets
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.events import CampaignStarted, Confirmation, TrialProposed
-from autoresearch.judge import PosteriorJudge
-from autoresearch.records import Decision, Purpose, Status
+from autoresearch.judging.judge import PosteriorJudge
+from autoresearch.lab import config, presets
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import CampaignStarted, Confirmation, TrialProposed
+from autoresearch.ledger.records import Decision, Purpose, Status
+from autoresearch.loop import compose
 from campaigns_simulated import FIRST_SEED, run_ended, verdict
 
 RECORD = Path(__file__).with_name("recipe_record.jsonl")
@@ -55,7 +55,7 @@ CHANGES: dict[str, dict[str, object]] = {
 
 
 class Bench:
-    """Makes runs of one number of tokens, or of one time, and remembers them."""
+    """Makes runs with one number of tokens, or one time, and remembers them."""
 
     def __init__(self, directory: Path, tokens: int, seconds: int | None) -> None:
         self.directory, self.tokens, self.seconds = directory, tokens, seconds
@@ -69,7 +69,7 @@ class Bench:
     def score(self, constants: Mapping[str, object], seed: int) -> float:
         """val_bpb of train.py with these constants, trained from a seed."""
         source = presets.fill((self.directory / "lab" / "train.py").read_text(), constants)
-        assert source.count(CLOCK) == 1, "train.py measures its progress in another way now"
+        assert source.count(CLOCK) == 1, "train.py now measures its progress in a different way"
         if self.seconds is None:
             steps = f"{self.tokens} // TOTAL_BATCH_SIZE"
             source = source.replace(CLOCK, f"(step + 1) * TIME_BUDGET / ({steps})\n")
@@ -105,7 +105,7 @@ class Bench:
         return self.known[recipe, seed]
 
     def confirm(self, base: Mapping[str, object], change: Mapping[str, object]) -> Confirmation:
-        """The judge's conclusion on a change of the base, by a campaign of these two trials."""
+        """The judge's conclusion about a change of the base, from a campaign of these two trials."""
         judge, sets = PosteriorJudge(compose.terms(config.Config())), ({**base}, {**base, **change})
         trials = list[Trial]()
         for number, seeds in enumerate((range(FIRST_SEED, FIRST_SEED + BASELINE_SEEDS), [FIRST_SEED])):

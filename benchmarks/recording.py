@@ -1,4 +1,4 @@
-"""Records real, scaled-down runs for the benchmark of searchers: one thread, its own processor time as the clock."""
+"""Records real, scaled-down runs for the benchmark of searchers: one thread, timed by its own processor time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoresearch.researchers.search import constants
-from autoresearch.researchers.search.constants import CONTINUOUS, Constant, Value
-from autoresearch.researchers.search.deck import DECK
+from autoresearch.researchers.builtin.deck import DECK
+from autoresearch.researchers.source import constants
+from autoresearch.researchers.source.constants import CONTINUOUS, Constant, Value
 from surrogate import RECORD, Program, baseline, described, edited, movable, rows
 
 SCRATCH = Path(tempfile.gettempdir()) / "autoresearch-search"
@@ -53,7 +53,7 @@ def singles() -> Iterator[str]:
 
 
 def combination(number: int, better: Mapping[str, float]) -> str:
-    """A random program of two to six changes; `better` has the gains of single ones, which are drawn more often."""
+    """A random program of two to six changes. `better` has the gains of single ones, which are drawn more often."""
     draw = random.Random(f"combination {number}")
     moves = [("", patch.name) for patch in DECK]
     for name, constant in movable().items():
@@ -69,7 +69,7 @@ def combination(number: int, better: Mapping[str, float]) -> str:
 
 
 def record(minutes: float) -> None:
-    """Run what is not recorded yet until the time is over, one line a run."""
+    """Run what is not recorded yet until the time is over, one line per run."""
     end = time.monotonic() + 60 * minutes
     make_lab()
     done = {str(row["key"]) for row in rows()}
@@ -89,7 +89,7 @@ def record(minutes: float) -> None:
 
 
 def gains() -> dict[str, float]:
-    """The gain of each single change by its constant and value, or its patch."""
+    """The gain of each single change, by its constant and value, or by its patch."""
     base = [float(str(row["val_bpb"])) for row in rows() if row["what"] == "baseline"]
     found = {}
     for row in rows():
@@ -119,7 +119,8 @@ def append(source: str, seed: int, what: str) -> int:
 
 
 def make_lab() -> None:
-    """A scratch lab outside the repository, its data prepared, and torch loaded on one thread for the runs' forks."""
+    """A scratch lab outside the repository, its data prepared, and torch loaded on one thread for the forks of the
+    runs."""
     SCRATCH.mkdir(exist_ok=True)
     sys.dont_write_bytecode = True  # two programs written within a second must not share a cached one
     os.environ.update(AUTORESEARCH_CACHE=str(SCRATCH / "cache"), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")

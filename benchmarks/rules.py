@@ -1,4 +1,4 @@
-"""Rules that the judge is measured against, behind the same interface; each is told the true noise of a run."""
+"""Rules that the judge is measured against, behind the same interface. Each knows the true noise of a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.events import Confirmation
-from autoresearch.judge import BASELINE
-from autoresearch.records import Decision, Status, Wanted
+from autoresearch.judging.judge import BASELINE
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import Confirmation
+from autoresearch.ledger.records import Decision, Status, Wanted
 
 
 class Unconfirmed:
@@ -21,7 +21,7 @@ class Unconfirmed:
 
 
 class ThresholdJudge(Unconfirmed):
-    """Keeps what is better by two standard deviations of a run, on one run each."""
+    """Keeps a candidate whose one run is better by two standard deviations of a run."""
 
     name = "threshold"
 
@@ -35,7 +35,7 @@ class ThresholdJudge(Unconfirmed):
 
 
 class StrictJudge(Unconfirmed):
-    """A paired test at 5 % over three seeds at each trial; one that is behind after any seed is left."""
+    """A paired test at 5 % over three seeds for each trial. A candidate that is behind after any seed is dropped."""
 
     name = "strict"
     SEEDS, QUANTILE = 3, 1.645
@@ -54,10 +54,10 @@ class StrictJudge(Unconfirmed):
 
 
 class OracleJudge(Unconfirmed):
-    """Knows how the effects are distributed, and keeps what is better on average, on one run each.
+    """Knows how the effects are distributed, and keeps what is better on average, with one run each.
 
-    It carries the incumbent as a Gaussian, like the judge, but the effects as a sample of the true ones. It runs no
-    baseline seeds and confirms nothing: about what a rule of one run a trial could reach.
+    It models the incumbent as a Gaussian, like the judge, but the effects as a sample of the true ones. It runs no
+    baseline seeds and confirms nothing: about the best that a rule with one run per trial could reach.
     """
 
     name = "oracle"

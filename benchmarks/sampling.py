@@ -1,9 +1,9 @@
-"""Tokens per second of a kept model of preset `cpu` that writes, with the cache of keys and values and without.
+"""Tokens per second of a kept model of preset `cpu` that generates text, with and without the cache of keys and values.
 
-    python benchmarks/sampling.py
+python benchmarks/sampling.py
 
 Trains the preset's baseline for a few seconds (its text is the standard library's source; cached), then lets it fill
-its context in turns with the cache and without, in a process of its own and confined as `autoresearch sample` does it.
+its context in turns with the cache and without, in its own process, confined as by `autoresearch sample`.
 """
 
 import statistics
@@ -13,16 +13,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoresearch import compose, config, git, models, presets
-from autoresearch.ledger import Ledger
-from autoresearch.models import Model
-from autoresearch.sampling import Request, Sampler
-from autoresearch.workspace import Workspace
+from autoresearch.base import git
+from autoresearch.lab import config, presets
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.loop import compose
+from autoresearch.models import saved_model
+from autoresearch.models.sampling import Request, Sampler
+from autoresearch.models.saved_model import Model
 
 BUDGET = 10  # seconds of training
 REPETITIONS = 7
 PROMPT = "def "
-FIT = 240  # tokens: they and the prompt fit into the context of 256
+FIT = 240  # tokens: together with the prompt they fit into the context of 256
 PROGRAM = "---\nresearcher: scripted\nfallback: none\njudge: greedy\nstartup_seconds: 60\n---\n"
 
 
@@ -38,7 +41,7 @@ def train(root: Path) -> tuple[Workspace, Model]:
     workspace = Workspace.open(lab)
     campaign = Ledger(workspace.ledger).campaign()
     assert campaign
-    return workspace, models.of_trial(workspace, campaign)
+    return workspace, saved_model.of_trial(workspace, campaign)
 
 
 def tokens_per_second(sampler: Sampler, tokens: int, seed: int) -> float:

@@ -1,8 +1,8 @@
-"""What a sandbox costs a run: the wall time of `python -c pass` without and in each one that works here.
+"""What a sandbox costs a run: the wall time of `python -c pass` without one and in each that works here.
 
-    python benchmarks/sandbox.py
+python benchmarks/sandbox.py
 
-Through the same `process.run_group` as a run's, in turns; the goal is at most 0.3 s more than plain.
+Uses the same `process.run_group` as a run, in turns. The goal is at most 0.3 s more than plain.
 """
 
 import statistics
@@ -11,7 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch import process, sandbox
+from autoresearch.base import process
+from autoresearch.executors.sandbox import sandboxes
+from autoresearch.executors.sandbox.rules import Rules
 
 REPETITIONS = 21
 GOAL_SECONDS = 0.3
@@ -32,14 +34,14 @@ def seconds(words: Sequence[str], directory: Path) -> float:
 
 
 def main() -> None:
-    working = [name for name in sandbox.SANDBOXES if sandbox.failure(name) is None]
+    working = [name for name in sandboxes.SANDBOXES if sandboxes.failure(name) is None]
     taken: dict[str, list[float]] = {name: [] for name in ("plain", *working)}
     plain = [sys.executable, "-c", "pass"]
     for _ in range(REPETITIONS):
         for name, times in taken.items():
             with tempfile.TemporaryDirectory() as directory:
-                rules = sandbox.Rules(Path(directory))
-                words = plain if name == "plain" else sandbox.SANDBOXES[name].command(plain, rules)
+                rules = Rules(Path(directory))
+                words = plain if name == "plain" else sandboxes.SANDBOXES[name].command(plain, rules)
                 times.append(seconds(words, Path(directory)))
     base = statistics.median(taken["plain"])
     print("| sandbox | seconds | more than plain |\n|---|---|---|")

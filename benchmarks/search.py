@@ -1,4 +1,5 @@
-"""Compares searchers at equal trials on a recorded surrogate of a scaled-down CPU preset; also records it.
+"""Compares searchers at equal trials on a recorded surrogate of a scaled-down CPU preset. It also records the
+surrogate.
 
 `record --minutes M` really trains: each row of search_record.jsonl is one run of one program on one thread, timed by
 its own processor time. Without arguments it fits the surrogate to those rows and drives campaigns through it.
@@ -21,14 +22,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autoresearch.brief import Archive, Brief
-from autoresearch.guard import fingerprint
-from autoresearch.interfaces import Kit, Researcher
-from autoresearch.records import Proposal
-from autoresearch.researchers.builtin import BuiltinResearcher
-from autoresearch.researchers.search import constants
-from autoresearch.researchers.search.batches import fit_batches
-from autoresearch.researchers.search.constants import CONTINUOUS, Constant, Value
+from autoresearch.ledger.records import Proposal
+from autoresearch.researchers.builtin.researcher import BuiltinResearcher
+from autoresearch.researchers.guard.fingerprint import fingerprint
+from autoresearch.researchers.interface import Archive, Brief, Kit, Researcher
+from autoresearch.researchers.source import constants
+from autoresearch.researchers.source.constants import CONTINUOUS, Constant, Value
+from autoresearch.researchers.source.device_batch import fit_batches
 from recording import record
 from surrogate import CONTEXT, Surrogate, baseline, described, movable, rows
 
@@ -75,7 +75,7 @@ class RandomMoves:
 
 @dataclasses.dataclass
 class RandomPrograms:
-    """All constants of the baseline at once by small random steps: random search in the strict sense."""
+    """All constants of the baseline together by small random steps: random search in the strict sense."""
 
     seed: int
     name: str = "random programs"
@@ -93,7 +93,7 @@ class RandomPrograms:
 
 @dataclasses.dataclass
 class Coordinates:
-    """Each constant of the incumbent in turn, up and then down; a kept move is made again."""
+    """Each constant of the incumbent in turn, up and then down. A kept move is repeated."""
 
     seed: int
     name: str = "coordinates"
@@ -155,7 +155,7 @@ class KnobsOnly:
 
 
 def first_new(brief: Brief, sources: Iterator[str | None]) -> Proposal:
-    """The first source that the guard would let pass, as a proposal."""
+    """The first source that the guard would accept, as a proposal."""
     tried = {trial.proposed.fingerprint for trial in brief.campaign.trials} | {fingerprint(brief.files)}
     for source in sources:
         if source is not None and fingerprint({"train.py": source}) not in tried:
@@ -180,7 +180,7 @@ def surrogate() -> Surrogate:
 
 
 def campaign(name: str, seed: int, trials: int) -> list[float]:
-    """The incumbent's noise-free val_bpb after each trial, judged by the greedy rule on one noisy run each."""
+    """The incumbent's noise-free val_bpb after each trial, judged by the greedy rule with one noisy run each."""
     campaigns = importlib.import_module("campaigns")
     model, luck, researcher = surrogate(), random.Random(f"luck {seed}"), SEARCHERS[name](seed)
     brief = campaigns.begun({"train.py": baseline()[0]}, model.base * (1 + luck.gauss(0, model.sigma)))

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoresearch.presets import SHIPPED, fill, presets
-from autoresearch.researchers.search import constants
-from autoresearch.researchers.search.batches import fit_batches
-from autoresearch.researchers.search.constants import Constant, Value
-from autoresearch.researchers.search.deck import DECK
-from autoresearch.researchers.search.editing import Patch
+from autoresearch.lab.presets import SHIPPED, fill, presets
+from autoresearch.researchers.builtin.deck import DECK
+from autoresearch.researchers.builtin.patch import Patch
+from autoresearch.researchers.source import constants
+from autoresearch.researchers.source.constants import Constant, Value
+from autoresearch.researchers.source.device_batch import fit_batches
 
 RECORD = Path(__file__).with_name("search_record.jsonl")
 # What the preset `cpu` is scaled down to: a run of 5 s of one thread, with about 65 optimizer steps.
@@ -37,7 +37,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Program:
-    """A train.py by its differences from the baseline's: constants, and the structural patches that are in it."""
+    """A train.py by its differences from the baseline: constants, and the structural patches in it."""
 
     knobs: Mapping[str, Value]
     patches: tuple[str, ...]
@@ -71,14 +71,14 @@ def movable() -> dict[str, Constant]:
 
 
 def expressions(source: str) -> set[str]:
-    """Its expressions as text, without bare numbers, which a constant may have too."""
+    """Its expressions as text, without bare numbers, which a constant may contain too."""
     texts = {ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.expr)}
     return {text for text in texts if re.search("[A-Za-z_]{2}", text)}
 
 
 @functools.cache
 def marks() -> dict[str, tuple[str, bool]]:
-    """For each patch that is more than constants, the shortest expression that it alone brings, or else takes away."""
+    """For each patch that is more than constants, the shortest expression that only it adds, or else removes."""
     base = baseline()[0]
     sources = {patch.name: patch.apply(base) or base for patch in DECK}
     own = {name: expressions(source) for name, source in sources.items() if not is_setting(source)}
@@ -92,7 +92,7 @@ def marks() -> dict[str, tuple[str, bool]]:
 
 
 def is_setting(source: str) -> bool:
-    """Whether the source is the baseline but for its constants."""
+    """Whether the source is the baseline except for its constants."""
     base = baseline()[0]
     known = constants.find(base)
     shared = {name: constant.value for name, constant in constants.find(source).items() if name in known}
@@ -123,7 +123,7 @@ def standard() -> dict[str, Value]:
 
 
 def axes(program: Program) -> dict[str, Value]:
-    """The program's place: its constants, with what acts (width, passes) instead of what it is computed from."""
+    """The program's position: its constants, with what acts (width, passes) instead of what it is computed from."""
     values = {**standard(), **program.knobs}
     depth, head, aspect = (int(values[name]) for name in ("DEPTH", "HEAD_DIM", "ASPECT_RATIO"))
     values["width"] = -(-depth * aspect // head) * head
@@ -134,7 +134,7 @@ def axes(program: Program) -> dict[str, Value]:
 
 
 def position(name: str, value: Value) -> float:
-    """A value on its axis: logarithmic, 0 well below what is usual; a pattern by its share of short windows."""
+    """A value on its axis: logarithmic, 0 far below the usual range; a pattern by its share of short windows."""
     if isinstance(value, str):
         return value.count("S") / len(value)
     number = float(value)
@@ -166,7 +166,7 @@ class Surrogate:
         self.effects = self.solved(design, levels)
 
     def cross_validated(self, design: Array, levels: Array, combined: Array) -> tuple[Array, Array]:
-        """(predicted, measured) of the combinations, each predicted without its own fold of them."""
+        """(predicted, measured) of the combinations, each predicted without its own fold."""
         places = np.flatnonzero(combined)
         predicted = np.zeros(len(places))
         for fold in range(FOLDS):
@@ -180,7 +180,7 @@ class Surrogate:
         return np.asarray(np.linalg.solve(design.T @ design + ridge, design.T @ levels), dtype=np.float64)
 
     def weights(self, program: Program) -> dict[str, float]:
-        """How much of each recorded change is in the program: patches wholly, constants between two recorded values."""
+        """How much of each recorded change is in the program: all of a patch, constants between two recorded values."""
         found = dict.fromkeys(program.patches, 1.0)
         start = axes(Program({}, ()))
         for name, value in axes(program).items():
@@ -203,7 +203,7 @@ class Surrogate:
         return result
 
     def value(self, program: Program) -> float | None:
-        """The noise-free val_bpb; None where such a change alone was recorded as a crash."""
+        """The noise-free val_bpb; None if such a change alone was recorded as a crash."""
         if any(self.includes(program, row) for row in self.crashes if row["what"] == "single"):
             return None
         return self.base * math.exp(self.scale * float(self.features(program) @ self.effects))
@@ -236,7 +236,7 @@ class Surrogate:
 
 
 def nodes(programs: Sequence[Program]) -> dict[str, list[float]]:
-    """The recorded positions on each axis that any program moves on, the baseline's included, in order."""
+    """The recorded positions on each axis that any program moves on, including the baseline's, in order."""
     start = axes(Program({}, ()))
     found: dict[str, set[float]] = {}
     for program in programs:

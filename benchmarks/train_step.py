@@ -1,12 +1,12 @@
-"""Tokens per second of a training step of lab/train.py against a plain port of the same recipe, and both loss curves.
+"""Tokens per second of a training step of train.py against a plain port of the same recipe, with both loss curves.
 
-    python benchmarks/train_step.py [--preset NAME] [--seeds N] [--steps N] [--train FILE ...]
+python benchmarks/train_step.py [--preset NAME] [--seeds N] [--steps N] [--train FILE ...]
 
-The contestants train in turn, one optimizer step each, in one process, from the same weights and on the same batches
-of the standard library's source: train.py as shipped, plain_port.py eager and compiled (where PyTorch finds a
-compiler), and any other train.py that is named; the model is the published recipe's at the sizes of the preset. Beside
-them stands the rate that this machine's own matrix products allow, taken between the steps: what could be gained at
-most. The loss compared is the mean of a seed's last five steps.
+The contestants train in turn, one optimizer step each, in one process, from the same weights and on the same batches of
+the standard library's source: train.py as shipped, plain_port.py eager and compiled (if PyTorch finds a compiler), and
+any other train.py that is named. The model is the published recipe's at the sizes of the preset. Next to them the table
+shows the rate that this machine's own matrix products allow, measured between the steps: the most that could be gained.
+The loss compared is the mean of a seed's last five steps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 import plain_port
-from autoresearch import hardware, presets
+from autoresearch.lab import hardware, presets
 
 GOAL = 2.5  # times the tokens per second of the plain port, eager or compiled, whichever is faster
 WARM_STEPS = 2  # of each seed, not counted
@@ -39,13 +39,13 @@ Batches = Sequence[tuple[Tensor, Tensor, int]]
 
 
 class Contestant:
-    """One way to compute the recipe's training step, and what was measured of it."""
+    """One way to compute the recipe's training step, and its measurements."""
 
     def __init__(self, name: str, recipe: ModuleType, model: Any, device: torch.device, *, compiled: bool) -> None:
         self.name, self.recipe, self.model, self.device, self.compiled = name, recipe, model, device, compiled
         self.loss = torch.compile(model, dynamic=False) if compiled and self.is_plain else model
         self.seconds: list[float] = []
-        self.losses: list[float] = []  # one a seed
+        self.losses: list[float] = []  # one per seed
         self.optimizers: tuple[Any, ...] = ()
 
     @property
@@ -53,7 +53,7 @@ class Contestant:
         return isinstance(self.model, plain_port.PlainGPT)
 
     def begin(self, weights: dict[str, Tensor]) -> None:
-        """Start anew from these weights."""
+        """Start again from these weights."""
         own = self.model.state_dict()
         self.model.load_state_dict(own | {name: weight for name, weight in weights.items() if name in own})
         adamw, muon = self.recipe.make_optimizers(self.model, compiled=self.compiled and not self.is_plain)
@@ -62,7 +62,7 @@ class Contestant:
         self.optimizers = (adamw, muon)
 
     def step(self, batches: Batches, progress: float, number: int) -> float:
-        """One optimizer step on all the batches -> mean loss in nats; its seconds are noted."""
+        """One optimizer step on all the batches -> mean loss in nats. Records its seconds."""
         start, losses = time.perf_counter(), []
         self.recipe.set_schedule(self.optimizers, progress, number)
         for x, y, _ in batches:
@@ -81,7 +81,7 @@ class Contestant:
 
 
 def load(path: Path, name: str) -> ModuleType:
-    """A train.py by its path; it imports the prepare.py of the lab."""
+    """A train.py by its path. It imports the prepare.py of the lab."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -119,7 +119,7 @@ def product_rate(recipe: ModuleType, device: torch.device, dtype: torch.dtype, r
 
 
 def compete(contestants: Sequence[Contestant], recipe: ModuleType, seeds: int, steps: int) -> list[float]:
-    """Train all, seed by seed and step by step; returns the machine's FLOP/s in products, taken after each step."""
+    """Train all, seed by seed and step by step. Returns the machine's FLOP/s in products, measured after each step."""
     device, passes = contestants[0].device, recipe.TOTAL_BATCH_SIZE // (recipe.DEVICE_BATCH_SIZE * recipe.MAX_SEQ_LEN)
     tokenizer, rates = recipe.Tokenizer.from_directory(), list[float]()
     for seed in range(seeds):
@@ -130,7 +130,7 @@ def compete(contestants: Sequence[Contestant], recipe: ModuleType, seeds: int, s
         for each in contestants:
             each.begin(weights)
         loader = recipe.make_dataloader(tokenizer, recipe.DEVICE_BATCH_SIZE, recipe.MAX_SEQ_LEN, "train", device=device)
-        loader = itertools.islice(loader, seed * steps * passes, None)  # other text for each seed
+        loader = itertools.islice(loader, seed * steps * passes, None)  # different text for each seed
         for number in range(steps):
             batches = list(itertools.islice(loader, passes))
             for turn in range(len(contestants)):
@@ -178,7 +178,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as directory:
         files = Path(directory, "lab")
-        # As autocast has it, the residual stream is float32.
+        # As with autocast, the residual stream is float32.
         text, stream = {"SOURCE": "stdlib"}, {"FLOAT32_STREAM": True}
         sizes = dataclasses.replace(
             preset.reference, prepare={**preset.prepare, **text}, train={**preset.train, **stream}

@@ -6,12 +6,11 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 
-from autoresearch.brief import Brief
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.events import CampaignStarted, RunEnded, TrialProposed, Verdict
-from autoresearch.guard import fingerprint
-from autoresearch.interfaces import Researcher
-from autoresearch.records import Proposal, Score, Status
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import CampaignStarted, RunEnded, TrialProposed, Verdict
+from autoresearch.ledger.records import Proposal, Score, Status
+from autoresearch.researchers.guard.fingerprint import fingerprint
+from autoresearch.researchers.interface import Brief, Researcher
 
 Files = Mapping[str, str]
 Objective = Callable[[Files], float | None]  # val_bpb of a program; None for a crash

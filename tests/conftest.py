@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,17 +12,20 @@ from typing import Any
 import pytest
 
 import toy_lab
-from autoresearch import archive, config
-from autoresearch.events import Event
 from autoresearch.executors.local import LocalExecutor
-from autoresearch.grader import SelfReported
-from autoresearch.judge import GreedyJudge
-from autoresearch.ledger import Ledger
-from autoresearch.records import Proposal
-from autoresearch.researchers.scripted import ScriptedResearcher
-from autoresearch.sandbox import Nothing
-from autoresearch.stages import Policy, Stages
-from autoresearch.workspace import Workspace
+from autoresearch.executors.sandbox.sandboxes import Nothing
+from autoresearch.grading.grader import SelfReported
+from autoresearch.judging.judge import GreedyJudge
+from autoresearch.lab import config, past_trials
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.events import Event
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.ledger.records import Proposal
+from autoresearch.loop.stages import Policy, Stages
+from autoresearch.researchers.simple.scripted import ScriptedResearcher
+
+# Tests run as on a machine whose git has no name and no address; what they commit is ours or names an author.
+os.environ.update({"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull})
 
 # Under nohup, or in a shell's background, these are ignored, and all that the tests start would inherit that.
 for _name in ("SIGHUP", "SIGINT", "SIGQUIT"):
@@ -55,8 +59,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "ledger": ledger,
         "researcher": ScriptedResearcher(lines),
         "fallback": None,
-        "policy": Policy(longest_pause_seconds=0.01),
-        "archive": archive.of_lab(workspace, ledger, ("train.py",)),
+        "policy": Policy(longest_pause_seconds=0.01, max_disturbance=1.0),  # other tests run beside
+        "archive": past_trials.of_lab(workspace, ledger, ("train.py",)),
         "executor": LocalExecutor(
             workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:", Nothing()
         ),
@@ -74,6 +78,7 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "guidance": workspace.read_guidance,
         "redact": config.redact,
         "prepare": lambda files: None,
+        "examine": lambda trial: None,
         "announce": (events if events is not None else []).append,
         "progress": lambda trial, event: None,
     }
@@ -83,3 +88,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
 def proposal(x: float, idea: str | None = None, extra: str = "") -> Proposal:
     """A proposal that sets the toy model's X."""
     return Proposal(idea or f"X to {x}", {"train.py": toy_lab.train_with(x, extra)})
+
+
+def never(made: int) -> str | None:
+    """A campaign's `enough` that lets it run until its researcher has nothing more to propose."""
+    return None

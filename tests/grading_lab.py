@@ -15,16 +15,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
-from autoresearch import splits, trial
-from autoresearch.grader import TrustedGrader, TrustedSession
-from autoresearch.records import Crash, Graded, Invalid, RunEvent, RunRequest, RunResult, Score
-from autoresearch.watching import Tail
+from autoresearch.executors.run_output import Tail
+from autoresearch.grading import protocol, splits
+from autoresearch.grading.grader import TrustedGrader, TrustedSession
+from autoresearch.grading.protocol import receive, send
+from autoresearch.ledger.records import Crash, Graded, Invalid, RunEvent, RunRequest, RunResult, Score
 from lab_files import load, write_lab
-from test_prepare import documents, write_jsonl
+from texts import documents, write_jsonl
 
 REQUEST = RunRequest("0001/run0", "c", {}, 42, 60.0, 120.0)
-CONTEXT, VOCABULARY, ROWS = 32, 300, 64
+CONTEXT, VOCABULARY, ROWS = 32, 300, 128
 # A table of random logits: what follows depends on the token before it alone.
 HEAD = f"""
 import json, mmap, os, sys, time
@@ -97,11 +99,11 @@ class GradingLab:
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir(parents=True)
         (files / "prepare.py").write_text(self.prepare)
-        shutil.copy(Path(trial.__file__), files / trial.RUN_SIDE)
+        shutil.copy(Path(protocol.__file__), files / protocol.RUN_SIDE)
         (files / "train.py").write_text(head + script)
         session = TrustedGrader(self.data).session(REQUEST, wants_holdout)
         code, log = serve_run(session, files, self.environment(directory), timeout)
-        events = tuple(RunEvent(str(v.get("event")), 0.0, v) for v in Tail(directory / trial.EVENTS).lines())
+        events = tuple(RunEvent(str(v.get("event")), 0.0, v) for v in Tail(directory / protocol.EVENTS).lines())
         result = RunResult(code, 1.0, events, log, "run.log", "curve.jsonl")
         return Ran(session.outcome(result), session, result, directory)
 
@@ -117,7 +119,7 @@ def serve_run(session: Any, files: Path, environment: dict[str, str], timeout: f
     child = subprocess.Popen(
         [sys.executable, "train.py"],
         cwd=files,
-        env={**environment, trial.CHANNEL: str(theirs.fileno())},
+        env={**environment, protocol.CHANNEL: str(theirs.fileno())},
         pass_fds=[theirs.fileno()],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -146,3 +148,40 @@ def make(root: Path, texts: int = 3000, **constants: Any) -> GradingLab:
         module = load(write_lab(root / "lab", prepare=settings) / "prepare.py")
     module.main()
     return GradingLab(root, module)
+
+
+class Bigram(torch.nn.Module):
+    """The model of grading_lab's runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(1)
+        self.table = torch.nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=random))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table[x]
+
+
+GRADE = {"ask": "grade", "batch_size": 8, "context": CONTEXT, "vocabulary": VOCABULARY}
+
+
+class Liar:
+    """A run of which every message is written by hand."""
+
+    def __init__(self, lab: GradingLab) -> None:
+        self.session = TrustedGrader(lab.data).session(REQUEST, lambda score: False)
+        self.ours, self.channel = socket.socketpair()
+        self.thread = threading.Thread(target=self.session.serve, args=(self.ours,))
+        self.thread.start()
+        self.ask({"ask": "train"})
+
+    def ask(self, message: dict[str, object]) -> dict[str, object]:
+        send(self.channel, message)
+        return receive(self.channel)[0]
+
+    def end(self) -> Graded | Crash | Invalid:
+        self.channel.close()
+        self.thread.join(20)
+        self.ours.close()
+        assert not self.thread.is_alive()
+        return self.session.outcome(RunResult(0, 1.0, (), "the end", "run.log", "curve.jsonl"))

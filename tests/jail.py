@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from autoresearch import process, sandbox
-from autoresearch.sandbox import Limits, Rules
+from autoresearch.base import process
+from autoresearch.executors.sandbox import sandboxes
+from autoresearch.executors.sandbox.rules import Limits, Rules
+from autoresearch.executors.sandbox.watch import Watch
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no sandbox but on Linux")
 SECRET = "a secret of the person's"
@@ -30,7 +32,7 @@ said = {}
 
 
 def works(name: str) -> Any:
-    why = sandbox.failure(name) if sys.platform.startswith("linux") else "it needs Linux"
+    why = sandboxes.failure(name) if sys.platform.startswith("linux") else "it needs Linux"
     return pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=f"{name} does not work here: {why}"))
 
 
@@ -65,9 +67,9 @@ class Jail:
         """Run some code in the sandbox; returns what it said."""
         (self.scratch / "train.py").write_text(textwrap.dedent(code))
         log = self.root / "log"
-        observe = sandbox.Watch(self.mark, self.rules.limits, [self.scratch])
+        observe = Watch(self.mark, self.rules.limits, [self.scratch])
         self.ended = process.run_group(
-            sandbox.SANDBOXES[self.name].command([sys.executable, "train.py"], self.rules),
+            sandboxes.SANDBOXES[self.name].command([sys.executable, "train.py"], self.rules),
             directory=self.scratch,
             environment={"PATH": os.defpath, "HOME": str(Path.home()), **environment},
             log=log,

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.compose import terms
-from autoresearch.config import Config
-from autoresearch.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
-from autoresearch.interfaces import Judge
-from autoresearch.judge import PosteriorJudge
-from autoresearch.records import Crash, CrashKind, Decision, Purpose, Score, Status, Wanted
+from autoresearch.judging.interface import Judge
+from autoresearch.judging.judge import PosteriorJudge
+from autoresearch.lab.config import Config
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
+from autoresearch.ledger.records import Crash, CrashKind, Decision, Purpose, Score, Status, Wanted
+from autoresearch.loop.compose import terms
 
 STARTED = CampaignStarted("t", "c0", "any", "posterior", "local", "none", {}, 60.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LAB = Path(__file__).parents[1] / "src" / "autoresearch" / "lab"
+LAB = Path(__file__).parents[1] / "src" / "autoresearch" / "lab" / "template"
 
 
 def write_lab(

@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoresearch import config, git, models, presets
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.ledger import Ledger
-from autoresearch.models import Model
-from autoresearch.sampling import Cell, Piece, Request, Sampler
-from autoresearch.sandbox import Nothing
-from autoresearch.workspace import Workspace
-from test_prepare import documents, write_jsonl
+from autoresearch.base import git
+from autoresearch.executors.sandbox.sandboxes import Nothing
+from autoresearch.lab import config, presets
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.models import saved_model
+from autoresearch.models.cell import Cell
+from autoresearch.models.sampling import Piece, Request, Sampler
+from autoresearch.models.saved_model import Model
+from texts import documents, write_jsonl
 
 CONTEXT = 32
 SETTINGS = {"VOCAB_SIZE": 300, "MAX_SEQ_LEN": CONTEXT, "EVAL_TOKENS": 64 * CONTEXT, "TIME_BUDGET": 1}
@@ -70,7 +73,7 @@ class SamplingLab:
         return self.campaign.trials[0]
 
     def model(self) -> Model:
-        return models.of_trial(self.workspace, self.campaign)
+        return saved_model.of_trial(self.workspace, self.campaign)
 
 
 def make(root: Path) -> SamplingLab:
@@ -79,7 +82,7 @@ def make(root: Path) -> SamplingLab:
     lab = SamplingLab(root / "lab", root / "cache")
     presets.create(lab.root, preset)
     train = lab.root / "train.py"
-    text, choice = train.read_text(), "return torch.bfloat16 if"
+    text, choice = train.read_text(), "return half if"
     assert choice in text
     train.write_text(text.replace(choice, "return torch.float32 if"))
     front = "---\nresearcher: scripted\njudge: greedy\nmin_free_gb: 0\nfallback: none\n---\n"

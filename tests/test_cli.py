@@ -5,52 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
 
 import toy_lab
-from autoresearch import cli, git
-from autoresearch.ledger import Ledger
-from autoresearch.presets import create, presets
+from autoresearch.base import git
+from autoresearch.lab.presets import create, presets
+from autoresearch.ledger.ledger import Ledger
+from command_line import Cli, call, refused, script
 
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process; gives its exit code, output and errors."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["autoresearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
-
-
-def script(lab: Path, *xs: float) -> str:
-    """A scripted researcher's name, for a script that lies beside the lab."""
-    path = lab.parent / "script.json"
-    lines = [{"idea": f"X to {x}", "files": {"train.py": toy_lab.train_with(x)}} for x in xs]
-    path.write_text(json.dumps(lines))
-    return f"scripted:{path}"
-
-
-def refused(result: tuple[int, str, str], *words: str) -> None:
-    code, _, err = result
-    sentences = [line for line in err.splitlines() if line]
-    assert code == 1
-    assert len(sentences) == 1, err
-    assert "Traceback" not in err
-    for word in words:
-        assert word in err
-
+__all__ = ["call"]  # a fixture
 
 # ---------------------------------------------------------------- what works
 
@@ -90,7 +59,7 @@ def test_a_begun_campaign_says_that_it_does_not_see_later_commits(lab: Path, cal
     git.commit_all(lab, "a longer budget")
     code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5))
     assert code == 0
-    assert "goes on with its own prepare.py" in out
+    assert "continues with its own prepare.py" in out
     assert "--tag NAME" in out
 
 
@@ -206,7 +175,9 @@ def test_papers_are_found_in_ones_own_notes_and_a_missing_folder_is_named(
     for name in ("HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     lab = toy_lab.make(tmp_path / "lab", program="---\npapers: [notes]\n---\n")
-    refused(call("papers", "warmdown", "--lab", lab), "notes is no folder", "`papers:` in program.md")
+    refused(
+        call("papers", "warmdown", "--lab", lab), "cannot read the folder", "notes: correct `papers:` in program.md"
+    )
     (lab / "notes").mkdir()
     (lab / "notes/schedules.md").write_text("# Schedules\n\nA longer warmdown helped at small scale.\n")
     code, out, _ = call("papers", "warmdown", "--lab", lab)
@@ -218,7 +189,7 @@ def test_papers_are_found_in_ones_own_notes_and_a_missing_folder_is_named(
 def test_a_researcher_of_ones_own_in_a_python_file(lab: Path, call: Cli) -> None:
     mine = lab.parent / "mine.py"
     mine.write_text(
-        "from autoresearch.records import Proposal\n"
+        "from autoresearch.ledger.records import Proposal\n"
         "def propose(brief):\n"
         "    text = brief.files['train.py'].replace('X = 3.0', 'X = 2.0')\n"
         "    return Proposal('X to 2', {'train.py': text})\n"
@@ -230,7 +201,7 @@ def test_a_researcher_of_ones_own_in_a_python_file(lab: Path, call: Cli) -> None
     mine.write_text("propose = 3\n")
     refused(call("run", "--lab", lab, "--researcher", f"python:{mine}"), "no function propose(brief)")
     mine.write_text("propose = \n")
-    refused(call("run", "--lab", lab, "--researcher", f"python:{mine}"), "cannot be run", "SyntaxError")
+    refused(call("run", "--lab", lab, "--researcher", f"python:{mine}"), "cannot run", "SyntaxError")
 
 
 # ---------------------------------------------------------------- bad input
@@ -254,7 +225,7 @@ def test_a_directory_that_is_no_lab(tmp_path: Path, call: Cli) -> None:
 
 def test_a_lab_that_is_no_repository(lab: Path, call: Cli) -> None:
     (lab / ".git").rename(lab.parent / "git")
-    refused(call("run", "--lab", lab), "not a git repository", "git init")
+    refused(call("run", "--lab", lab), "not the root of a git repository", "git init")
 
 
 def test_no_git(lab: Path, call: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -329,8 +300,8 @@ def test_a_broken_program_md(lab: Path, call: Cli, text: str) -> None:
 @pytest.mark.parametrize(
     ("cap", "researcher", "words"),
     [
-        ("max_usd: 5", "codex", ("does not tell", "set `max_tokens` instead")),
-        ("max_tokens: 5000", "command:true", ("does not tell", "bound it by its own account")),
+        ("max_usd: 5", "codex", ("does not report", "set `max_tokens` instead")),
+        ("max_tokens: 5000", "command:true", ("does not report", "limit it in its own account")),
     ],
 )
 def test_a_cap_that_could_never_be_reached(
@@ -365,7 +336,7 @@ def test_a_spoilt_line_within_the_ledger(lab: Path, call: Cli) -> None:
     call("run", "--lab", lab, "--researcher", script(lab, 2.0))
     spoilt = ledger.read_bytes().replace(b'"type": "verdict"', b'"type: verdict', 1)
     ledger.write_bytes(spoilt)
-    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "line", "cannot be read", "--tag NAME")
+    refused(call("run", "--lab", lab, "--researcher", script(lab, 2.0)), "line", "cannot read", "doctor --repair")
     assert ledger.read_bytes() == spoilt
 
 
@@ -413,7 +384,7 @@ def test_an_unknown_tag_command_option_or_trial(lab: Path, call: Cli) -> None:
 def test_a_results_tsv_that_is_none(tmp_path: Path, call: Cli) -> None:
     (tmp_path / "x.tsv").write_text("a\tb\n")
     refused(call("report", tmp_path / "x.tsv"), "x.tsv", "line 1")
-    refused(call("chart", tmp_path / "none.tsv"), "none.tsv", "cannot be read")
+    refused(call("chart", tmp_path / "none.tsv"), "none.tsv", "cannot read")
 
 
 def test_a_preset_that_there_is_not_and_a_directory_in_use(tmp_path: Path, call: Cli) -> None:
@@ -425,16 +396,43 @@ def test_a_preset_that_there_is_not_and_a_directory_in_use(tmp_path: Path, call:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_where_one_may_not_write(tmp_path: Path, call: Cli) -> None:
     tmp_path.chmod(0o500)
-    refused(call("new", tmp_path / "lab", "--preset", "cpu"), "Permission denied", "where you may write")
+    refused(call("new", tmp_path / "lab", "--preset", "cpu"), "Permission denied", "where you can write")
 
 
 def test_a_bug_of_ours_is_exit_3_with_a_log_to_paste(call: Cli, monkeypatch: pytest.MonkeyPatch, lab: Path) -> None:
     def broken(path: Path) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("autoresearch.workspace.Workspace.open", broken)
+    monkeypatch.setattr("autoresearch.lab.workspace.Workspace.open", broken)
     code, _, err = call("status", "--lab", lab)
     assert code == 3
     log = Path(err.split()[-1])
     assert "RuntimeError: ours" in log.read_text()
     os.unlink(log)
+
+
+def test_a_lab_with_only_a_control_says_which(lab: Path, call: Cli) -> None:
+    assert call("run", "--lab", lab, "--trials", "1", "--researcher", "noop", "--tag", "luck")[0] == 0
+    refused(call("status", "--lab", lab), "has only controls (luck)", "--tag")
+    assert call("status", "--lab", lab, "--tag", "luck")[0] == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("wait", [0.2, 0.4, 0.8, 1.6])
+def test_ctrl_c_at_any_moment_and_twenty_times_is_one_line(lab: Path, wait: float) -> None:
+    (lab / "train.py").write_text("import time\ntime.sleep(60)\n")
+    git.commit_all(lab, "slow")
+    command = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), "--researcher", script(lab, 2.0)]
+    for _ in range(4):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(wait)
+            for _ in range(20):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.05)
+            _, errors = process.communicate(timeout=60)
+        if process.returncode == 130 or "cli.py" in errors:
+            break
+        wait *= 2  # a busy machine: Python itself was still starting
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.splitlines() == ["autoresearch: stopped"]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import registry
-from autoresearch.config import Config
-from autoresearch.errors import Exhausted
-from autoresearch.guard import refusal
-from autoresearch.presets import SHIPPED
-from autoresearch.researchers.python import PythonResearcher
+from autoresearch.base import registry
+from autoresearch.base.errors import Exhausted
+from autoresearch.lab.config import Config
+from autoresearch.lab.presets import SHIPPED
+from autoresearch.researchers.guard.rules import broken_rule
+from autoresearch.researchers.simple.python import PythonResearcher
 from campaigns import after, begun
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_the_researcher_of_the_page_works_and_is_not_longer_than_it_says(tmp_pat
     seen = set()
     for _ in range(4):
         proposal = PythonResearcher(str(tmp_path / "mine.py")).propose(brief)
-        assert refusal(proposal, brief.files, {}, ["train.py"]) is None
+        assert broken_rule(proposal, brief.files, {}, ["train.py"]) is None
         seen.add(proposal.idea)
         brief = after(brief, proposal, 2.0)
     assert len(seen) == 4

@@ -13,16 +13,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import toy_lab
-from autoresearch import compose, config
-from autoresearch.campaign import Campaign
-from autoresearch.events import ProposalRefused
-from autoresearch.interfaces import Kit
-from autoresearch.loop import run_campaign
-from autoresearch.process import MARK
-from autoresearch.proposing import Answer, check
-from autoresearch.records import Proposal, Status
-from autoresearch.researchers.dialogue.reply import ReplyError, parse
-from autoresearch.stages import Stages
+from autoresearch.base.process import MARK
+from autoresearch.lab import config
+from autoresearch.ledger.campaign import Campaign
+from autoresearch.ledger.events import ProposalRefused
+from autoresearch.ledger.records import Proposal, Status
+from autoresearch.loop import compose
+from autoresearch.loop.loop import run_campaign
+from autoresearch.loop.proposals import Answer, admit
+from autoresearch.loop.stages import Stages
+from autoresearch.researchers.interface import Kit
+from autoresearch.researchers.llm.reply import ReplyError, parse
 from conftest import stages
 
 # One program that does another thing each time it is called; it counts its calls in a file beside the lab.
@@ -69,7 +70,7 @@ SAID = (
     "RuntimeError: out of order",
     "ended at its deadline",
     "train.py",
-    "prepare.py may not be changed",
+    "prepare.py may not change",
     "train.py",
     "signal 9",
     "syntax error in line 1",
@@ -222,7 +223,7 @@ def test_of_a_thousand_fuzzed_replies_each_is_a_trial_or_a_sentence_and_leaves_n
         except ReplyError as error:
             seen.add("malformed" if str(error) else "without a word")
             return
-        outcome = check(parts, begun, Proposal(reply.idea, reply.files), "fuzz", written_for=files)
+        outcome = admit(parts, begun, Proposal(reply.idea, reply.files), "fuzz", written_for=files)
         seen.add(type(outcome).__name__)
         if isinstance(outcome, Answer):
             parts.workspace.commit("t", 1, commit, outcome.proposal.files, outcome.proposal.idea)

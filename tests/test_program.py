@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import toy_lab
-from autoresearch.presets import SHIPPED
+from autoresearch.lab.presets import SHIPPED
 
 PROGRAM = (SHIPPED / "program.md").read_text(encoding="utf-8")
 

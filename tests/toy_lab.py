@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoresearch import git
+from autoresearch.base import git
 
 PREPARE = """
 import json, os, pathlib

@@ -1,5 +1,26 @@
-"""`python -m autoresearch` is the command `autoresearch`."""
+"""The command `autoresearch`, also as `python -m autoresearch`. Ctrl-C is handled before anything slow is imported."""
 
-from autoresearch.cli import main
+import sys
 
-main()
+from autoresearch.base import interrupt
+
+STOPPED = 130  # by Ctrl-C, as shells have it
+
+
+def main() -> None:
+    """Run a command and exit with its code."""
+    try:
+        interrupt.handle()
+        from autoresearch import cli
+
+        code = cli.run()
+    except KeyboardInterrupt:
+        code = STOPPED
+    interrupt.ignore()
+    if code == STOPPED:
+        print("autoresearch: stopped", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

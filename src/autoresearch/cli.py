@@ -1,4 +1,4 @@
-"""The command line: puts the commands together, and is the one place where an error becomes a sentence and a code."""
+"""The command line: assembles the commands. The one place where an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from typing import Annotated
 import typer
 
 from autoresearch import __version__
-from autoresearch.commands import judging, looking, making, research, sampling
-from autoresearch.errors import UserError
+from autoresearch.base.errors import UserError
+from autoresearch.commands import research, results, sample, setup, verification
 
 REMEDIES = {
     errno.ENOSPC: "free some space, then run this again",
     errno.EDQUOT: "free some space, then run this again",
-    errno.EACCES: "choose a place where you may write",
-    errno.ENOTDIR: "choose a place where you may write",
-    errno.EROFS: "choose a place where you may write",
+    errno.EACCES: "choose a place where you can write",
+    errno.ENOTDIR: "choose a place where you can write",
+    errno.EROFS: "choose a place where you can write",
 }
 
 app = typer.Typer(
-    help="A machine does pretraining research overnight: propose, train, grade, judge, keep or revert, for ever.",
-    epilog="Begin with: autoresearch new my-lab && cd my-lab && autoresearch run",
+    help="A machine does pretraining research overnight: propose, train, grade, judge, keep or revert, forever.",
+    epilog="Start with: autoresearch new my-lab && cd my-lab && autoresearch run",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("new")(making.new)
-app.command("doctor")(making.doctor_)
-app.command("prepare")(making.prepare)
-app.command("train")(making.train)
+app.command("new")(setup.new)
+app.command("doctor")(setup.doctor_)
+app.command("prepare")(setup.prepare)
+app.command("train")(setup.train)
 app.command("run")(research.run)
 app.command("try")(research.try_)
 app.command("guide")(research.guide)
 app.command("papers")(research.papers)
 app.command("mcp")(research.mcp)
-app.command("status")(looking.status)
-app.command("log")(looking.log)
-app.command("show")(looking.show)
-app.command("report")(looking.report_)
-app.command("chart")(looking.chart)
-app.command("confirm")(judging.confirm)
-app.command("replay")(judging.replay)
-app.command("aa")(judging.aa)
-app.command("audit")(judging.audit)
-app.command("sample")(sampling.sample)
+app.command("status")(results.status)
+app.command("log")(results.log)
+app.command("show")(results.show)
+app.command("report")(results.report_)
+app.command("chart")(results.chart)
+app.command("confirm")(verification.confirm)
+app.command("replay")(verification.replay)
+app.command("aa")(verification.aa)
+app.command("audit")(verification.audit)
+app.command("sample")(sample.sample)
 
 
 # ---------------------------------------------------------------- the error boundary
@@ -68,20 +68,21 @@ def _options(
 ) -> None: ...
 
 
-def main() -> None:
-    """Run a command: 0 done, 1 something that a person can mend, 3 a bug of ours, 130 stopped by Ctrl-C."""
+def run() -> int | None:
+    """Run a command. Exit codes: 0 done, 1 an error the user can fix, 3 a bug of ours, 130 stopped by Ctrl-C."""
+    code: int | None
     try:
         code = app(standalone_mode=False)
     except UserError as error:
         code = _complain(str(error))
     except typer.TyperException as error:
-        code = _complain(f"{error.format_message()} (`autoresearch --help` lists what there is)")
-    except (KeyboardInterrupt, typer.Abort):
-        code = _complain("stopped; `autoresearch run` goes on from here", 130)
+        code = _complain(f"{error.format_message()} (`autoresearch --help` shows the choices)")
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         code = _complain(f"{error}: {REMEDIES[number]}; nothing is lost") if number in REMEDIES else _bug(error)
-    sys.exit(code)
+    return code
 
 
 def _complain(message: str, code: int = 1) -> int:
@@ -92,4 +93,4 @@ def _complain(message: str, code: int = 1) -> int:
 def _bug(error: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="autoresearch-bug-", suffix=".log", delete=False) as file:
         traceback.print_exception(error, file=file)
-    return _complain(f"a bug of ours, not yours ({error!r}): please report it with {file.name}", 3)
+    return _complain(f"a bug in autoresearch, not your mistake ({error!r}): please report it with {file.name}", 3)

@@ -10,22 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grading_lab
-from autoresearch import config, git, prompt, sandbox, splits
-from autoresearch.brief import Brief
-from autoresearch.campaign import Campaign, Trial
+from autoresearch.base import git
+from autoresearch.base.process import processes_of
 from autoresearch.executors.local import NO_LIMITS, LocalExecutor
-from autoresearch.grader import TrustedGrader
-from autoresearch.loop import run_campaign
-from autoresearch.process import processes_of
-from autoresearch.records import Proposal
-from autoresearch.sandbox import Limits
-from autoresearch.workspace import Workspace
+from autoresearch.executors.sandbox import sandboxes
+from autoresearch.executors.sandbox.rules import Limits
+from autoresearch.grading import splits
+from autoresearch.grading.grader import TrustedGrader
+from autoresearch.lab import config
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.records import Proposal
+from autoresearch.loop.loop import run_campaign
+from autoresearch.models.cell import Cell
+from autoresearch.models.examination import Examiner
+from autoresearch.researchers import prompt
+from autoresearch.researchers.interface import Brief
 from conftest import stages
 
 HERE = Path(__file__).parent
 ENDING = re.compile(r"^Ends as (\w+): (.+)$", re.MULTILINE)
 TAG = "t"
-WORKING = [name for name in ("bubblewrap", "landlock") if sandbox.failure(name) is None]
+WORKING = [name for name in ("bubblewrap", "landlock") if sandboxes.failure(name) is None]
 
 
 @dataclass(frozen=True)
@@ -93,14 +99,18 @@ class Arena:
             Path(sys.executable),
             {**config.run_environment(), config.CACHE: str(self.root / "cache"), **environment},
             namespace,
-            sandbox.choose(self.confinement),
+            sandboxes.choose(self.confinement),
             self.limits,
             readable=lambda: self.readable,
         )
+        cell = Cell(executor.python, executor.environment, executor.confinement, self.limits, (self.readable[1],))
+        tokenizer = self.readable[0].read_bytes
+        examiner = Examiner(Workspace.open(lab), lambda: cell, lambda: self.data, tokenizer)
         parts = stages(
             lab,
             [_line(variant, told) for variant in runs],
             executor=executor,
+            examine=examiner.examine,
             grader=TrustedGrader(lambda: self.data),
             budget_seconds=self.budget,
             deadline_seconds=200.0,

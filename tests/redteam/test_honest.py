@@ -12,13 +12,13 @@ import pytest
 from arena import HERE, WORKING, Arena, Held, Variant
 
 import lab_files
-from autoresearch.records import Status
+from autoresearch.ledger.records import Status
 from grading_lab import VOCABULARY
 
 BUDGET = 0.5
 TINY = {"DEPTH": 2, "ASPECT_RATIO": 16, "HEAD_DIM": 16, "VALUE_GATE_CHANNELS": 8}
 TINY |= {"TOTAL_BATCH_SIZE": 256, "DEVICE_BATCH_SIZE": 8}
-TRAIN = '"""The shipped recipe."""\n\nimport base\n\nbase.main()\n'
+TRAIN = '"""The shipped recipe."""\n\nimport base\n\nbuild = base.build\nif __name__ == "__main__":\n    base.main()\n'
 COMPILED = "torch_compile_on"  # a compiler takes most of a minute
 REWRITES = {path.stem: path.read_text() for path in sorted((HERE / "honest").glob("*.py"))}
 QUICK = [name for name in REWRITES if name != COMPILED]

@@ -20,23 +20,20 @@ import pytest
 from arena import HERE, WORKING, Arena, Held, Variant, variants
 from rich.console import Console
 
-from autoresearch import interactive, prompt
+from autoresearch.agents.answers import Answers
 from autoresearch.executors.local import LEFT
-from autoresearch.records import Status
-from autoresearch.sandbox import GIBIBYTE, Limits
-from autoresearch.trial import CHECKPOINT
+from autoresearch.executors.sandbox.rules import GIBIBYTE, Limits
+from autoresearch.grading.protocol import CHECKPOINT
+from autoresearch.ledger.records import Status
+from autoresearch.researchers import prompt
 from autoresearch.views import terminal
 
 KINDS = ("clock", "score", "box")
-BUDGET = 0.3
+BUDGET = 0.6
 LIMITS = Limits(memory_gb=1, processes=40, file_gb=0.06, disk_gb=0.1)
 KEYS = {"OPENAI_API_KEY": "sk-redteam-0123456789", "HF_TOKEN": "hf-redteam-0123456789"}
 SLEEPER = "time.sleep(299.9)"
-# What is not held yet, and why; run last, since what is kept changes what the next is compared with.
-GETS_THROUGH = {
-    "remembers_a_little": "probes: a leak that is remembered shows in too few tokens to be told from chance",
-}
-FOUND = {kind: sorted(variants(f"cheats/{kind}"), key=lambda each: each.name in GETS_THROUGH) for kind in KINDS}
+FOUND = {kind: variants(f"cheats/{kind}") for kind in KINDS}
 
 
 @dataclass(frozen=True)
@@ -87,22 +84,17 @@ def heard(tcp: socket.socket, udp: socket.socket) -> str:
     return ", ".join(said)
 
 
-def every(found: list[Variant]) -> list[object]:
-    marks = {name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in GETS_THROUGH.items()}
-    return [pytest.param(each, id=each.name, marks=marks.get(each.name, ())) for each in found]
-
-
 # ---- each by itself
 
 
-@pytest.mark.parametrize("cheat", [each for kind in KINDS for each in every(FOUND[kind])])
+@pytest.mark.parametrize("cheat", [pytest.param(each, id=each.name) for kind in KINDS for each in FOUND[kind]])
 def test_a_cheat_ends_without_a_keep_and_with_its_reason(raid: Raid, cheat: Variant) -> None:
     trial = raid.of(cheat.name).trial(cheat.name)
     assert trial.verdict is not None
     assert trial.verdict.status.value == cheat.status, trial.verdict.reason
     assert re.search(cheat.reason, trial.verdict.reason), trial.verdict.reason
     assert trial.verdict.status is not Status.KEEP
-    assert trial.runs[0].holdout is None
+    assert trial.runs[0].holdout is None or "rebuilt in a fresh process" in trial.verdict.reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +197,7 @@ def test_orders_in_a_log_reach_a_researcher_as_fenced_plain_text(raid: Raid) -> 
 def test_no_terminal_acts_upon_a_log(raid: Raid) -> None:
     held = raid.of("orders_its_reader")
     trial = held.trial("orders_its_reader")
-    shown = interactive.Lab(held.workspace).show(trial.proposed.trial)
+    shown = Answers(held.workspace).show(trial.proposed.trial)
     screen = io.StringIO()
     terminal.show_trial(trial, str(shown["patch"]), str(shown["log"]), Console(file=screen, width=120))
     assert ORDER in screen.getvalue()

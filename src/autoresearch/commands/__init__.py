@@ -1,1 +1,4 @@
-"""The commands, by what they are for; `cli.py` puts them together."""
+"""What a person types: one module for each family of commands.
+
+A command reads its options, calls a room below and prints; it decides nothing.
+"""

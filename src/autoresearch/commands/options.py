@@ -1,4 +1,4 @@
-"""What several commands share: their options, and printing JSON."""
+"""Options that several commands share, and printing JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 
 Lab = Annotated[Path, typer.Option("--lab", help="The lab's directory.", show_default="this directory")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs and agents.")]
-Tag = Annotated[str | None, typer.Option(help="Which campaign (else the latest).")]
+Tag = Annotated[str | None, typer.Option(help="Which campaign (default: the latest).")]
 HERE = Path()
 
 
 def print_json(value: object) -> None:
     """Print records and plain data as JSON."""
-    print(json.dumps(value, default=dataclasses.asdict, indent=2))  # records are all that JSON does not know
+    print(json.dumps(value, default=dataclasses.asdict, indent=2))  # JSON cannot represent records

@@ -7,30 +7,34 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch import compose, config, interactive, stopping
-from autoresearch.commands.looking import show_report
+from autoresearch.agents.attempt import InteractiveLab
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
-from autoresearch.ledger import Ledger
-from autoresearch.loop import run_campaign
+from autoresearch.commands.results import show_report
+from autoresearch.lab import config
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.loop import compose, stopping
+from autoresearch.loop.loop import run_campaign
 from autoresearch.views import terminal
-from autoresearch.workspace import Workspace
 
 
 def run(
     lab: Lab = HERE,
-    trials: Annotated[int | None, typer.Option(min=1, help="Stop after that many more trials.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Stop after this many more trials.")] = None,
     hours: Annotated[
         float | None,
-        typer.Option(min=0, help="Stop at the end of the trial then under way; a confirmation may follow."),
+        typer.Option(min=0, help="Stop at the end of the trial that is running then; a confirmation may follow."),
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="Campaign to begin or go on with (else the latest).")] = None,
-    researcher: Annotated[str | None, typer.Option(help="Who proposes, in place of program.md's.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Campaign to start or continue (default: the latest).")] = None,
+    researcher: Annotated[
+        str | None, typer.Option(help="Who proposes, instead of the researcher in program.md.")
+    ] = None,
 ) -> None:
-    """Do research until you stop it: propose, train, grade, keep or leave, and again.
+    """Do research until you stop it: propose, train, grade, keep or revert, repeat.
 
-    Goes on where the last run stopped, however it stopped. Ctrl-C once ends it after the trial under way,
-    twice at once. Your checkout is not touched: keeps are commits on the branch autoresearch/TAG. At its end
-    (--trials, --hours) what was kept is confirmed on fresh seeds.
+    Continues where the last run stopped, however it stopped. Ctrl-C once stops after the current trial, twice stops
+    right away. Your checkout is never touched: kept trials are commits on the branch autoresearch/TAG. At the end
+    (--trials, --hours) it confirms the kept trials on fresh seeds.
 
     Example: autoresearch run --lab my-lab --trials 8
     """
@@ -41,14 +45,14 @@ def run(
     console = Console()
     with workspace.lock():
         ledger = Ledger(workspace.ledger)
-        ledger.mend()
+        ledger.repair()
         tag = compose.tag_of(tag, ledger, workspace)
         begun = ledger.campaign(tag)
         if begun and (told := compose.notice(begun, workspace)):
             print(told)
         if begun and begun.started.judge != settings.judge:
             print(
-                f"campaign {tag} was begun with the judge {begun.started.judge}, and {settings.judge} goes on with it"
+                f"campaign {tag} was started with the judge {begun.started.judge}; it continues with {settings.judge}"
             )
         with (
             terminal.LiveView(console, begun) as view,
@@ -66,14 +70,14 @@ def try_(
     tag: Tag = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one trial of the edits in your working tree, and say what came of it and what to do next.
+    """Run one trial of the edits in your working tree, and report the result and what to do next.
 
-    This is the tool of an agent that works in the lab itself. The first one runs the baseline too: the last commit.
-    It exits with 0 whatever the verdict is, and with 1 where the edits cannot be tried.
+    An agent that works in the lab uses this. The first time, it also runs the baseline: your last commit. It exits with
+    0 whatever the verdict, and with 1 if the edits cannot be tried.
 
     Example: autoresearch try -m "half the batch"
     """
-    beside = interactive.Lab(Workspace.open(lab))
+    beside = InteractiveLab(Workspace.open(lab))
     with (
         terminal.LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view,
         stopping.ended_as_by_hand(),
@@ -86,42 +90,42 @@ def try_(
 
 
 def guide(
-    text: Annotated[str, typer.Argument(help="What the researcher should know; read before every proposal.")],
+    text: Annotated[str, typer.Argument(help="What the researcher should know; it reads this before every proposal.")],
     lab: Lab = HERE,
 ) -> None:
-    """Tell the researcher something while it works: a hint, a wish, a thing to leave alone.
+    """Tell the researcher something while it works: a hint, a wish, something to leave alone.
 
-    It is added to .autoresearch/guidance.md, which you may edit too. The built-in researcher cannot read it.
+    This appends to .autoresearch/guidance.md, which you can also edit. The built-in researcher cannot read it.
 
     Example: autoresearch guide "the learning rates are tuned well enough, try the architecture"
     """
-    print(interactive.Lab(Workspace.open(lab)).guide(text), end="")
+    print(InteractiveLab(Workspace.open(lab)).guide(text), end="")
 
 
 def papers(
-    query: Annotated[str, typer.Argument(help="A few words, as in a search box.")],
+    query: Annotated[str, typer.Argument(help="A few words, as for a search engine.")],
     lab: Lab = HERE,
 ) -> None:
-    """Search arXiv and your own notes (`papers:` in program.md names the folders) for what is known.
+    """Search arXiv and your own notes for what is known (`papers:` in program.md names the folders).
 
-    Answers are kept in the lab, so that a search made once works without a network.
+    The lab keeps the answers, so a search you made before also works without a network.
 
     Example: autoresearch papers "muon optimizer weight decay"
     """
-    beside = interactive.Lab(Workspace.open(lab))
+    beside = InteractiveLab(Workspace.open(lab))
     with Console(stderr=True).status("asking arXiv and your notes"):
         found = beside.papers(query)
     print(found)
 
 
 def mcp(lab: Lab = HERE) -> None:
-    """Offer status, history, show, try, guidance and papers to an agent, by the Model Context Protocol on stdio.
+    """Offer status, history, show, try, guidance and papers to an agent, through the Model Context Protocol on stdio.
 
-    Needs `pip install 'autoresearch[llm]'`. Your agent starts it; by hand it waits for a client.
+    Needs `pip install 'autoresearch[llm]'`. Your agent starts it; if you start it yourself, it waits for a client.
 
     Example: autoresearch mcp --lab my-lab    (or: claude mcp add autoresearch -- autoresearch mcp --lab my-lab)
     """
-    beside = interactive.Lab(Workspace.open(lab))
-    from autoresearch import mcp_server
+    beside = InteractiveLab(Workspace.open(lab))
+    from autoresearch.agents import mcp_server
 
     mcp_server.serve(beside)

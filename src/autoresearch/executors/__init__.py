@@ -1,1 +1,1 @@
-"""Executors: each carries out a run somewhere."""
+"""Where a run is carried out, and the sandbox that confines it."""

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from autoresearch import process, trial, usage
-from autoresearch.errors import EndRun, NoInterpreterError
-from autoresearch.interfaces import Progress, Serve
-from autoresearch.records import RunEvent, RunRequest, RunResult
-from autoresearch.sandbox import Limits, Rules, Sandbox, Watch
-from autoresearch.trial import CHANNEL, CHECKPOINT, CURVE, ENTRY, EVENTS, LOG, RUN_SIDE
-from autoresearch.watching import CURVE_SECONDS, RunWatch, run_environment, tail
+import psutil
+
+from autoresearch.base import process
+from autoresearch.base.errors import EndRun, NoInterpreterError
+from autoresearch.executors.interface import Progress, Serve
+from autoresearch.executors.run_output import CURVE_SECONDS, RunWatch, run_environment, tail
+from autoresearch.executors.sandbox import load, usage
+from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, python_path
+from autoresearch.executors.sandbox.watch import Watch
+from autoresearch.grading import protocol
+from autoresearch.grading.protocol import CHANNEL, CHECKPOINT, CURVE, ENTRY, EVENTS, LOG, RUN_SIDE
+from autoresearch.ledger.records import Load, RunEvent, RunRequest, RunResult
 
 TAIL_BYTES = 16_384
 LONGEST_FILE = 256 * 2**20  # bytes of what a run writes for others to read
 LEFT = (LOG, CURVE, EVENTS, CHECKPOINT)  # files of a run that are kept
-MOST_EVENTS = 1_000  # of a run; an honest one has a handful
+MOST_EVENTS = 1_000  # per run; an honest run has a handful
 NO_LIMITS = Limits()
 SCRATCH = "scratch"
 COMPILED = "compiled"
+# Without this, every start traces the model again: PyTorch's cache refuses custom autograd functions unless it is told
+# that they are pure, as those of train.py are.
+TRACE_CACHE = {"TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD": "1"}
 COMPILERS = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class LocalExecutor:
-    """Lays a commit's files into a scratch directory, runs `train.py` there, and removes the directory.
+    """Copies a commit's files into a scratch directory, runs `train.py` there, and removes the directory.
 
     What a run leaves (log, curve, events, checkpoint) goes to `<runs>/<run_id>/`. `namespace` marks this lab's
-    processes, so that those which a killed program left behind are found again. Of the machine's files a run sees
-    what it needs to start, and what `readable` names when the run begins.
+    processes, so that those left by a killed program can be found. Of the machine's files a run sees what it needs to
+    start, and what `readable` names when it starts.
     """
 
     name = "local"
@@ -63,16 +72,16 @@ class LocalExecutor:
         return self.confinement.name
 
     def end_leftovers(self) -> int:
-        """End what an earlier, killed program left running and remove its files; returns the number of processes."""
+        """End what an earlier, killed program left running and remove its files. Returns the number of processes."""
         ended = process.end_marked(self.namespace)
         shutil.rmtree(self.runs.parent / SCRATCH, ignore_errors=True)
         return ended
 
     def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
-        """See `interfaces.Executor`.
+        """See `executors.interface.Executor`.
 
         Raises:
-            NoInterpreterError: the lab's Python is gone since the campaign was begun.
+            NoInterpreterError: the lab's Python disappeared after the campaign started.
         """
         directory = self.runs / request.run_id
         shutil.rmtree(directory, ignore_errors=True)
@@ -103,21 +112,26 @@ class LocalExecutor:
             tampered=tampered,
             ended=why,
             steps=watch.steps,
+            load=tuple(watch.load),
         )
 
+    def busy_share(self, seconds: float) -> float:
+        """See `executors.interface.Executor`."""
+        return load.busy_share(seconds)
+
     def _scratch(self, request: RunRequest) -> Path:
-        """Apart from what the run may write freely, so that its frozen files can be held."""
+        """Separate from what the run may write freely, so that its frozen files can be protected."""
         return self.runs.parent / SCRATCH / request.run_id.replace("/", "-")
 
     def _run(
         self, request: RunRequest, directory: Path, frozen: Sequence[str], watch: _Watcher, channel: Channel
     ) -> tuple[process.Ended, str]:
-        """How the run ended, and why it was ended where it used more than it may."""
+        """How the run ended, and why, if it used more than it may."""
         scratch, mark = self._scratch(request), f"{self.namespace}/{request.run_id}"
         rules = Rules(
             directory=scratch,
             writable=(directory,),
-            readable=tuple(self.readable()),
+            readable=(*self.readable(), *python_path(self.environment, scratch)),
             frozen=tuple(scratch / name for name in frozen),
             pass_fds=channel.pass_fds,
             limits=self.limits,
@@ -128,10 +142,12 @@ class LocalExecutor:
             channel.started()
             watch(at)
             limit(at)
+            watch.measure(at, limit.seen.values())
             hold_to_length(directory)
 
         environment = run_environment(self.environment, directory, request.seed)
-        environment |= {name: str(directory / COMPILED / name.lower()) for name in COMPILERS} | channel.environment
+        environment |= {name: str(directory / COMPILED / name.lower()) for name in COMPILERS}
+        environment |= TRACE_CACHE | channel.environment
         try:
             ended = process.run_group(
                 self.confinement.command([str(self.python), ENTRY], rules),
@@ -147,11 +163,11 @@ class LocalExecutor:
             return process.Ended(None, time.monotonic() - began), str(error)
         finally:
             say_leftover(directory / LOG, usage.left_on_gpu(limit.seen.values()))
-        return process.Ended(signalled(ended.exit_code), ended.seconds), ""
+        return process.Ended(signaled(ended.exit_code), ended.seconds), ""
 
 
 def hold_to_length(directory: Path) -> None:
-    """End a run that writes without an end: somebody has to read it.
+    """End a run that writes without end, since something has to read it.
 
     Raises:
         EndRun: its log, curve or events are too long.
@@ -163,9 +179,9 @@ def hold_to_length(directory: Path) -> None:
 
 
 def tidy(directory: Path) -> None:
-    """Remove what a run has left beside its own files, which nobody would ever read."""
+    """Remove what a run left in addition to its own files, since nothing would ever read it."""
     with contextlib.suppress(OSError):
-        directory.chmod(0o755)  # a run may have shut it, so that nothing is removed
+        directory.chmod(0o755)  # a run may have made it read-only to prevent this
         for path in directory.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -174,23 +190,25 @@ def tidy(directory: Path) -> None:
 
 
 def say_leftover(log: Path, left: int) -> None:
-    """Tell in a run's log that its processes have ended and so many bytes of GPU memory are not free again."""
+    """Say in a run's log that its processes have ended but this many bytes of GPU memory are not free again."""
     if left:
-        words = f"autoresearch: {left / usage.GIBIBYTE:.2f} GiB of GPU memory of this run are still held after its end"
-        # The run may have put a link or a pipe in its log's place.
+        words = (
+            f"autoresearch: {left / usage.GIBIBYTE:.2f} GiB of this run's GPU memory are still allocated after its end"
+        )
+        # The run may have replaced its log by a link or a pipe.
         flags = os.O_WRONLY | os.O_APPEND | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
         with contextlib.suppress(OSError), os.fdopen(os.open(log, flags), "a") as file:
             file.write(f"\n{words}\n")
 
 
-def signalled(code: int | None) -> int | None:
-    """An exit code, negative where a signal ended the run; bubblewrap and shells say 128 more than its number."""
+def signaled(code: int | None) -> int | None:
+    """An exit code, negative if a signal ended the run. Bubblewrap and shells report 128 plus the signal's number."""
     return code if code is None or not 128 < code < 128 + signal.NSIG else 128 - code
 
 
 def lay_out(request: RunRequest, scratch: Path) -> dict[str, bytes]:
-    """Write a commit's files and the run's side of the protocol; returns those that the run must not change."""
-    files = {**request.files, RUN_SIDE: Path(trial.__file__).read_bytes()}
+    """Write a commit's files and the run's side of the protocol. Returns those that the run must not change."""
+    files = {**request.files, RUN_SIDE: Path(protocol.__file__).read_bytes()}
     frozen = {name: content for name, content in files.items() if name not in request.editable}
     for name, content in files.items():
         path = scratch / name
@@ -223,7 +241,7 @@ class Channel:
         return self
 
     def started(self) -> None:
-        """The run has its end: let go of it, so that its death is heard."""
+        """The run has its end now: close ours, so that we notice when the run dies."""
         if self._sockets:
             self._sockets[1].close()
 
@@ -237,9 +255,9 @@ class Channel:
 
 
 class Compiled:
-    """Lends each run a copy of what the compilers kept of the baseline, the person's own code.
+    """Gives each run a copy of what the compilers cached for the baseline, the user's own code.
 
-    Only a baseline's own is taken back, so that no run can leave anything for the next.
+    Only a baseline's cache is taken back, so that no run can leave anything for the next.
     """
 
     def __init__(self, trusted: Path, own: Path) -> None:
@@ -261,7 +279,7 @@ class Compiled:
 
 
 class _Watcher:
-    """Collects a run's events as they come, and passes them and the curve on."""
+    """Collects a run's events as they arrive, and passes them and the curve on."""
 
     def __init__(self, directory: Path, progress: Progress) -> None:
         self.watch = RunWatch(directory)
@@ -269,6 +287,8 @@ class _Watcher:
         self.seen: list[RunEvent] = []
         self.steps = 0
         self.curve_due = 0.0
+        self.load: list[Load] = []
+        self.meter = load.Meter()
 
     def __call__(self, at: float) -> None:
         for event in self.watch.events(at):
@@ -283,9 +303,15 @@ class _Watcher:
                 self.steps = step if isinstance(step, int) else self.steps
                 self.progress(point)
 
+    def measure(self, at: float, processes: Collection[psutil.Process]) -> None:
+        """Sample what the machine does, once a second."""
+        if not self.load or at >= self.load[-1].at + load.SAMPLE_SECONDS:
+            self.load.append(self.meter.sample(at, processes))
+            self.progress(RunEvent("load", at, dataclasses.asdict(self.load[-1])))
+
 
 def _is(path: Path, content: bytes) -> bool:
-    """Whether a file is a plain file with that content."""
+    """Whether a file is a regular file with that content."""
     try:
         return not path.is_symlink() and path.read_bytes() == content
     except OSError:

@@ -1,1 +1,1 @@
-"""Whatever proposes a change; `registry.RESEARCHERS` names them, and each is imported only when chosen."""
+"""Who proposes changes. `interface.py` says what a researcher is; each is imported only when chosen."""

@@ -1,1 +1,1 @@
-"""What a person sees: the terminal and the chart; views only read."""
+"""What a person sees: the terminal, the live lines and the chart. Views only read: they decide and store nothing."""

@@ -1,6 +1,6 @@
-"""Draws progress.png: every trial by its val_bpb, the kept ones as labelled steps of the running best.
+"""Draws progress.png: every trial by its val_bpb, with the kept ones as labeled steps of the running best.
 
-Uses matplotlib's objects and never pyplot, so that nothing global is left behind.
+Uses matplotlib's objects and never pyplot, so it leaves no global state behind.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox, BboxBase
 
-from autoresearch import atomic
-from autoresearch.errors import UserError
-from autoresearch.records import Status
-from autoresearch.report import Report, Row, Step, one_line, shorten, summarise
+from autoresearch.base import atomic
+from autoresearch.base.errors import UserError
+from autoresearch.ledger.records import Status
+from autoresearch.ledger.report import Report, Row, Step, one_line, shorten, summarize
+from autoresearch.views.lines import gain_text
 
 SIZE_INCHES = (12.0, 6.75)
 DOTS_PER_INCH = 150
 KEEP, DISCARD, CRASH, INK = "#1a7f4b", "#9aa5b1", "#c0392b", "#27313b"
-FONT = "DejaVu Sans"  # comes with matplotlib: the same picture on every machine
+MADE_BY = "autoresearch, with matplotlib"  # is in the picture, so that it is known again
+FONT = "DejaVu Sans"  # ships with matplotlib, so the picture is the same on every machine
 LABEL_CHARACTERS, CROWDED_CHARACTERS = 60, 38
 FEW_STEPS = 12
 MOST_LABELS = 40
-REACH = 3.0  # the worst trial on the scale lies at most so many times as far from the best as the median trial
-CROWDING = 5.0  # and at most so many times as far as the baseline; up to twice as far it is always on the scale
-DOT_COST = 14.0  # points of distance that a label goes to spare one dot
+REACH = 3.0  # the worst trial shown is at most this many times as far from the best as the median trial
+CROWDING = 5.0  # and at most this many times as far as the baseline; anything up to twice as far is always shown
+DOT_COST = 14.0  # extra distance in points that a label accepts to avoid covering one dot
 PIXELS_PER_POINT = DOTS_PER_INCH / 72
-LEADER_PARTS = 12  # boxes that stand for such a line where labels must not cross it
-LEADER_POINTS = 16.0  # a label farther than this from its step is tied to it by a thin line
-# Where a label may begin, in points from its step: beside it, or higher and lower at a few distances.
+LEADER_PARTS = 12  # boxes that stand in for such a line, which labels must not cross
+LEADER_POINTS = 16.0  # a label farther than this from its step is connected to it by a thin line
+# Where a label can start, in points from its step: next to it, or higher and lower at a few distances.
 OFFSETS = [
     (x, y) for x in (9.0, 30.0, 60.0, 100.0, -9.0, -30.0) for y in (0.0, *range(8, 168, 8), *range(-8, -168, -8))
 ]
@@ -48,21 +50,27 @@ OFFSETS = [
 Point = tuple[float, float]
 
 
-def draw(rows: Iterable[Row], path: Path, title: str = "", note: str = "") -> None:
-    """Write the picture as PNG, whole or not at all; the note is small, under it.
+def draw(rows: Iterable[Row], path: Path, title: str = "", note: str = "", report: Report | None = None) -> Path | None:
+    """Write the picture as PNG, whole or not at all. The note is printed small below it.
+
+    The report says what is believed of the kept trials; without one, the line shows their own scores.
+
+    Returns the new name of a file of somebody else's that had this one, if there was one.
 
     Raises:
         UserError: the file cannot be written.
     """
-    content = _png(figure(tuple(rows), title, note))
+    content = _png(figure(tuple(rows), title, note, report))
     try:
+        saved = atomic.save_aside(path) if path.is_file() and MADE_BY.encode() not in path.read_bytes() else None
         atomic.write(path, content)
     except OSError as error:
-        raise UserError(f"the chart {path} cannot be written ({error}): name another place for it") from error
+        raise UserError(f"cannot write the chart {path} ({error}): choose another place for it") from error
+    return saved
 
 
-def figure(rows: tuple[Row, ...], title: str, note: str = "") -> Figure:
-    """Return the picture of the rows, not yet written anywhere."""
+def figure(rows: tuple[Row, ...], title: str, note: str = "", report: Report | None = None) -> Figure:
+    """Return the picture of the rows, not written to disk yet."""
     settings = {"font.family": FONT, "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "text.usetex": False}
     with style.context(["default", settings]):
         made = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH)
@@ -70,13 +78,13 @@ def figure(rows: tuple[Row, ...], title: str, note: str = "") -> Figure:
         FigureCanvasAgg(made)
         if note:
             made.supxlabel(_drawable(note), fontsize=8, color=DISCARD, parse_math=False)
-        _fill(made.add_subplot(), rows, summarise(rows), _drawable(title))
+        _fill(made.add_subplot(), rows, report or summarize(rows), _drawable(title))
     return made
 
 
 def _png(picture: Figure) -> bytes:
     buffer = io.BytesIO()
-    picture.savefig(buffer, format="png")
+    picture.savefig(buffer, format="png", metadata={"Software": MADE_BY})
     return buffer.getvalue()
 
 
@@ -105,7 +113,7 @@ def _fill(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None
 
 
 def scale(values: list[float], frontier: tuple[Step, ...]) -> tuple[float, float]:
-    """Return the lower and upper end of the y axis: all of the frontier, and no far outlier to flatten it."""
+    """Return the limits of the y axis: the whole frontier, and no far outlier that would flatten it."""
     low, high = min(values), max(values)
     if frontier:
         first, best = frontier[0].val_bpb, frontier[-1].val_bpb
@@ -113,6 +121,8 @@ def scale(values: list[float], frontier: tuple[Step, ...]) -> tuple[float, float
         if first > best:
             near = min(max(near, 2 * first - best), best + CROWDING * (first - best))
         high = max(first, *(value for value in values if value <= near))
+    ends = [step.val_bpb - (step.margin or 0.0) for step in frontier[-1:]] + [step.val_bpb for step in frontier]
+    low, high = min([low, *ends]), max([high, *ends])
     margin = 0.07 * (high - low) or 0.01 * abs(low)
     return low - 2 * margin, high + margin
 
@@ -120,7 +130,7 @@ def scale(values: list[float], frontier: tuple[Step, ...]) -> tuple[float, float
 def _frame(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> None:
     kept = report.counts[Status.KEEP.value]
     tried = f"{report.trials} trial{'' if report.trials == 1 else 's'}, {kept} kept"
-    won = f", val_bpb \u2212{report.gain:.6f} (\u2212{report.gain_percent:.2f}%)" if report.gain else ""
+    won = f", val_bpb {gain_text(report)}" if report.gain else ""
     axes.set_title(f"{title}: {tried}{won}" if title else f"{tried}{won}", loc="left", parse_math=False, fontsize=13)
     axes.set_xlabel("trial")
     axes.set_ylabel("val_bpb (bits per byte, lower is better)")
@@ -140,7 +150,7 @@ def _frame(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> Non
 
 
 def _dots(axes: Axes, scored: list[Row], high: float) -> None:
-    """Discards as faint dots; what lies off the scale as small arrows at the top, counted in the legend."""
+    """Draw discarded trials as faint dots. Those off the scale are small arrows at the top, counted in the legend."""
     discards = [(row.number, row.val_bpb) for row in scored if row.status is not Status.KEEP and row.val_bpb]
     on = [(number, value) for number, value in discards if value <= high]
     off = [number for number, value in discards if value > high]
@@ -174,8 +184,16 @@ def _crashes(axes: Axes, rows: tuple[Row, ...]) -> None:
 def _frontier(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> None:
     numbers = [step.number for step in frontier]
     values = [step.val_bpb for step in frontier]
-    path = ([*numbers, rows[-1].number], [*values, values[-1]])
-    axes.plot(*path, drawstyle="steps-post", color=KEEP, linewidth=1.8, alpha=0.75, label="best so far", zorder=3)
+    across = [*numbers, rows[-1].number]
+    margins = [step.margin for step in frontier if step.margin is not None]
+    name = "best so far"
+    if len(margins) == len(frontier):
+        name = "best, as it is believed now, and 95 %"
+        low, high = ([value + sign * margin for value, margin in zip(values, margins, strict=True)] for sign in (-1, 1))
+        band = {"step": "post", "color": KEEP, "alpha": 0.12, "linewidth": 0, "zorder": 1}
+        axes.fill_between(across, [*low, low[-1]], [*high, high[-1]], **band)  # type: ignore[arg-type]
+    line = {"drawstyle": "steps-post", "color": KEEP, "linewidth": 1.8, "alpha": 0.75, "label": name, "zorder": 3}
+    axes.plot(across, [*values, values[-1]], **line)  # type: ignore[arg-type]
     kept = [(row.number, row.val_bpb) for row in rows if row.status is Status.KEEP and row.val_bpb]
     axes.scatter(
         [x for x, _ in kept],
@@ -184,7 +202,7 @@ def _frontier(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> 
         color=KEEP,
         edgecolors="white",
         linewidths=0.9,
-        label="kept",
+        label="kept: its score when it was judged" if frontier[0].margin else "kept",
         zorder=4,
     )
 
@@ -193,10 +211,10 @@ def _frontier(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> 
 
 
 def _labels(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> None:
-    """Name the steps, the biggest first, each where it covers least; one that fits nowhere stays without a name."""
+    """Label the steps, the largest first, each where it covers the least. A label that fits nowhere is left out."""
     whole = axes.get_figure(root=True)
     assert whole is not None, "axes belong to a figure"
-    whole.draw_without_rendering()  # settles the layout, from which places in pixels follow
+    whole.draw_without_rendering()  # fixes the layout, so that positions in pixels are known
     room = Room(axes.bbox, _obstacles(axes, frontier), [_pixels(axes, r.number, r.val_bpb) for r in rows if r.val_bpb])
     by_gain = sorted(frontier[1:], key=lambda step: step.gain, reverse=True)
     length, points = (CROWDED_CHARACTERS, 8.0) if len(frontier) > FEW_STEPS else (LABEL_CHARACTERS, 9.5)
@@ -210,7 +228,7 @@ def _labels(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> No
 
 
 def _note(axes: Axes, step: Step, name: str, points: float, place: Place) -> None:
-    """Write a step's name at its place, tied to the step by a thin line where it stands far off."""
+    """Write a step's label at its place, connected by a thin line if it is far away."""
     right = place.dx > 0
     line = {"arrowstyle": "-", "color": KEEP, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 4}
     note = axes.annotate(
@@ -232,7 +250,7 @@ def _note(axes: Axes, step: Step, name: str, points: float, place: Place) -> Non
 
 @dataclass(frozen=True)
 class Place:
-    """Where a label goes: offset from its step in points, its box in pixels, the boxes along the line to its step."""
+    """Where a label goes: its offset from the step in points, its box in pixels, the boxes along the line to it."""
 
     dx: float
     dy: float
@@ -242,7 +260,7 @@ class Place:
 
 @dataclass
 class Room:
-    """The room for labels, in pixels: no label covers an obstacle, another or its line; dots it avoids if it can."""
+    """Free space for labels, in pixels. A label covers no obstacle and no other label, and avoids dots if it can."""
 
     bounds: BboxBase
     obstacles: list[Bbox]
@@ -250,7 +268,7 @@ class Room:
     labels: list[Bbox] = field(default_factory=list)
 
     def take(self, step: Point, size: BboxBase) -> Place | None:
-        """Return the free place that costs least and hold it; None where every place is taken."""
+        """Return the cheapest free place and reserve it; None if all places are taken."""
         free = [place for offset in OFFSETS if self._is_free(place := _place(step, size, offset))]
         best = min(free, key=self._cost, default=None)
         if best:
@@ -279,7 +297,7 @@ def _place(step: Point, size: BboxBase, offset: Point) -> Place:
 
 
 def _obstacles(axes: Axes, frontier: tuple[Step, ...]) -> list[Bbox]:
-    """Return boxes (pixels) that no label may cover: the steps, the line between them, the legend, the foot."""
+    """Return boxes (pixels) that no label may cover: the steps, the line between them, the legend, the footer."""
     points = [_pixels(axes, step.number, step.val_bpb) for step in frontier]
     boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in points]
     for (x, y), (next_x, next_y) in itertools.pairwise([*points, (axes.bbox.x1, points[-1][1])]):
@@ -296,6 +314,6 @@ def _pixels(axes: Axes, number: int, val_bpb: float) -> Point:
 
 
 def _drawable(text: str) -> str:
-    """Return the text on one line, with a box for each character that the font lacks (it would only warn)."""
+    """Return the text on one line, with a box for each character that the font lacks (matplotlib would only warn)."""
     known = FT2Font(font_manager.findfont(FONT)).get_charmap()
     return "".join(c if ord(c) in known else "\u25a1" for c in one_line(text))

@@ -1,18 +1,18 @@
-"""The single lines of which the terminal's views are made."""
+"""Single lines that the terminal's views are built from."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.text import Text
 
-from autoresearch.events import CampaignStarted
-from autoresearch.records import Status
-from autoresearch.report import Row, one_line
+from autoresearch.ledger.events import CampaignStarted
+from autoresearch.ledger.records import Status
+from autoresearch.ledger.report import Report, Row, one_line
 
-COLOURS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}
+COLORS = {Status.KEEP: "green", Status.DISCARD: "yellow", Status.CRASH: "red", Status.INVALID: "magenta"}
 LABEL_WIDTH = 12
-UNTOLD = "not told by a results.tsv: compare its val_bpb with none of another device, preset or prepare.py"
-GRADED = {"trusted": "graded from outside, ", "self-reported": "SELF-REPORTED scores, "}
+UNTOLD = "a results.tsv does not say: do not compare its val_bpb across devices, presets or versions of prepare.py"
+GRADED = {"trusted": "graded outside the run, ", "self-reported": "SELF-REPORTED scores, "}
 
 
 def label(name: str, value: str | Text, style: str = "") -> Text:
@@ -22,10 +22,10 @@ def label(name: str, value: str | Text, style: str = "") -> Text:
 
 
 def verdict_line(row: Row, gain: float | None) -> Text:
-    """`#3 keep     1.402113  -0.0117  idea`; `gain` is over the incumbent, shown as the change of val_bpb."""
+    """`#3 keep     1.402113  -0.0117  idea`. `gain` is against the incumbent and shown as the change of val_bpb."""
     score = "        " if row.val_bpb is None else f"{row.val_bpb:.6f}"
     change = " " * 7 if gain is None or row.val_bpb is None else f"{-gain:+.4f}"
-    head = (f"#{row.number:<3} {row.status.value:<8} {score}  {change:<8} ", COLOURS[row.status])
+    head = (f"#{row.number:<3} {row.status.value:<8} {score}  {change:<8} ", COLORS[row.status])
     return Text.assemble(head, one_line(row.description))
 
 
@@ -36,8 +36,15 @@ def say(console: Console, *lines: Text) -> None:
 
 
 def set_up(started: CampaignStarted) -> str:
-    """Who does the work, and where: the report must never hide that there was no sandbox."""
+    """Who does the work, and where. The report must never hide that there was no sandbox."""
+    model = f" ({started.model})" if started.model else ""
     return (
-        f"researcher {started.researcher}, judge {started.judge}, executor {started.executor}, "
+        f"researcher {started.researcher}{model}, judge {started.judge}, executor {started.executor}, "
         f"sandbox {started.sandbox}, {GRADED.get(started.grader, '')}{started.budget_seconds:g} s a run"
     )
+
+
+def gain_text(report: Report) -> str:
+    """The one number of a campaign: the change of val_bpb, its 95 % interval and how it is known."""
+    margin = "" if report.margin is None else f" ± {report.margin:.4f}"
+    return f"{-(report.gain or 0):+.4f}{margin} ({-(report.gain_percent or 0):+.2f} %), {report.certainty.value}"

@@ -1,6 +1,6 @@
-"""What `run` shows while it works: a live line of the trial under way, and a line for each verdict.
+"""What `run` shows while it works: a live line for the current trial, and a line for each verdict.
 
-Nothing here decides or stores anything; ideas and reasons pass through `report.one_line` before they are shown.
+Nothing here decides or stores anything. Ideas and reasons pass through `report.one_line` before they are shown.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.events import (
+from autoresearch.judging.comparability import other_kernels
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import (
     CampaignStarted,
     Confirmation,
     Event,
+    FileSaved,
     ProposalRefused,
     RunEnded,
     RunStarted,
@@ -30,11 +32,11 @@ from autoresearch.events import (
     TrialProposed,
     Verdict,
 )
-from autoresearch.records import Outcome, Purpose, RunEvent, Status
-from autoresearch.report import Row, one_line, plain, row_of, shorten
+from autoresearch.ledger.records import Outcome, Purpose, RunEvent, Status
+from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten
 from autoresearch.views.lines import label, say, set_up, verdict_line
 
-QUIET_SECONDS = 15.0  # between two progress lines where there is no terminal
+QUIET_SECONDS = 15.0  # between two progress lines if there is no terminal
 
 
 def _clock(seconds: float) -> str:
@@ -44,7 +46,7 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What the live line says of the trial under way; `since` is on the view's clock, `progress` is in 0..1."""
+    """The state behind the live line of the current trial. `since` is on the view's clock, `progress` is 0 to 1."""
 
     trial: int
     idea: str
@@ -53,9 +55,10 @@ class Work:
     progress: float | None = None
     loss: float | None = None
     tokens_per_second: float | None = None
+    lost: float = 0.0  # share of its time that it lost to other programs
 
     def heard(self, event: RunEvent) -> Work:
-        """Return what is known after one more line from the run."""
+        """Return the state after one more line from the run."""
         if event.name == "curve":
             return replace(
                 self,
@@ -64,6 +67,12 @@ class Work:
                 loss=_finite(event, "loss"),
                 tokens_per_second=_finite(event, "tokens_per_second"),
             )
+        if event.name == "load":
+            return replace(self, lost=_finite(event, "lost") or 0.0)
+        if event.name == "waiting":
+            return replace(self, phase="waiting for a quiet machine", lost=_finite(event, "busy") or 0.0)
+        if event.name == "examined_again":
+            return replace(self, phase="examining the model once more")
         phases = {"first_batch": "training", "grade_requested": "grading", "score": "judging"}
         return replace(self, phase=phases.get(event.name, self.phase))
 
@@ -71,19 +80,20 @@ class Work:
         percent = f" {100 * min(1.0, self.progress):3.0f}%" if self.phase == "training" and self.progress else ""
         loss = "" if self.loss is None else f"  loss {self.loss:.3f}"
         speed = "" if self.tokens_per_second is None else f"  {self.tokens_per_second:,.0f} tokens/s"
-        return f"{self.phase}{percent}{loss}{speed}"
+        lost = f"  {100 * self.lost:.0f}% taken by other programs" if self.lost >= 0.01 else ""
+        return f"{self.phase}{percent}{loss}{speed}{lost}"
 
 
 def _finite(event: RunEvent, name: str) -> float | None:
-    """A number that the run told, which may have told anything."""
+    """A number from the run, if it really is a number."""
     value = event.values.get(name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 class LiveView:
-    """What `run` shows while it works: on a terminal one live line and verdicts above it, elsewhere plain lines.
+    """What `run` shows while it works: on a terminal one live line with verdicts above it, elsewhere plain lines.
 
-    `campaign` is what the ledger held before, so that a campaign taken up again is compared with its incumbent.
+    `campaign` is what the ledger held before, so that a continued campaign is compared with its incumbent.
     """
 
     def __init__(
@@ -113,7 +123,7 @@ class LiveView:
             self._live = None
 
     def progress(self, trial: int, run_event: RunEvent) -> None:
-        """Hear one line of the run under way; comes several times a second."""
+        """Receive one line of the current run; called several times a second."""
         if self._work is None or self._work.trial != trial:
             self._work = self._begin(trial)
         self._work = self._work.heard(run_event)
@@ -122,7 +132,7 @@ class LiveView:
             self._tell(Text(f"#{trial:<3} {self._work.numbers()}  {elapsed}"))
 
     def event(self, event: Event) -> None:
-        """Show one event of the ledger, as it is recorded."""
+        """Show one event of the ledger as it is recorded."""
         match event:
             case CampaignStarted():
                 self._tell(label("campaign", f"autoresearch/{event.tag}", "bold"), label("set-up", set_up(event)))
@@ -131,8 +141,8 @@ class LiveView:
                 self._trials[event.trial] = Trial(event)
                 self._say_who(event)
             case ProposalRefused():
-                idea, self._refused = event.idea or "no proposal", event.researcher
-                self._tell(Text(f"refused: {one_line(idea)} ({shorten(one_line(event.reason), 200)})", "yellow"))
+                self._refused = event.researcher
+                self._refuse(event)
             case RunStarted():
                 self._start(event)
             case RunEnded():
@@ -144,15 +154,23 @@ class LiveView:
                 self._work = None
                 self._tell(label("", f"#{event.trial} {event.reason}", style))
                 self._best = self._kept.get(event.incumbent, self._best)
+            case FileSaved():
+                self._tell(label("saved", event.words, "yellow"))
             case Stopped():
                 self._work = None
                 self._tell(label("stopped", event.reason, "bold"))
-                self._tell(label("next", "go on with `autoresearch run`, see `autoresearch report`"))
+                self._tell(label("next", "continue with `autoresearch run`, look at it with `autoresearch report`"))
+
+    def _refuse(self, event: ProposalRefused) -> None:
+        """One line: why a proposal did not become a trial."""
+        head = f"{event.researcher} failed" if event.failed else f"refused: {one_line(event.idea or 'no proposal')}"
+        said = f"{head} ({shorten(one_line(event.reason), 200)})"
+        self._tell(Text(shorten(said, self._console.width) if self._on_terminal else said, "yellow"))
 
     def _say_who(self, event: TrialProposed) -> None:
-        """Tell where another than the campaign's researcher made a proposal: its own failed or is away."""
+        """Say so if another researcher than the campaign's made the proposal: its own failed or does not answer."""
         if self._refused and event.researcher != self._researcher:
-            self._tell(Text(f"{event.researcher} carries on in place of {self._refused}", "yellow"))
+            self._tell(Text(f"{event.researcher} takes over from {self._refused}", "yellow"))
         self._refused = ""
 
     def _begin(self, trial: int) -> Work:
@@ -173,7 +191,13 @@ class LiveView:
     def _end(self, event: RunEnded) -> None:
         known = self._trials.get(event.trial)
         if known:
-            self._trials[event.trial] = replace(known, runs=(*known.runs, event))
+            self._trials[event.trial] = known.having(event)
+        if event.disturbed:
+            what = "it is made again" if event.set_aside else "it is judged all the same, since the machine stays busy"
+            self._tell(Text(f"#{event.trial} was disturbed: {event.disturbed}; {what}", "yellow"))
+        baseline = self._trials[min(self._trials)] if self._trials else None
+        if known and baseline and baseline.runs and (other := other_kernels(event, baseline.runs[0])):
+            self._tell(Text(f"#{event.trial} ran with {one_line(other)} as the baseline: speeds differ", "yellow"))
         if self._work:
             self._work = replace(self._work, phase="judging")
 
@@ -185,6 +209,7 @@ class LiveView:
         else:
             row = Row(event.trial, "", event.val_bpb, event.memory_gb, event.status, one_line(event.reason))
         gain = None if self._best is None or row.val_bpb is None else self._best - row.val_bpb
+        gain = event.estimate.gain if event.estimate else gain
         self._tell(verdict_line(row, gain))
         if event.estimate:
             self._tell(Text(f"     {one_line(event.reason)}", "dim"))
@@ -194,7 +219,7 @@ class LiveView:
             self._best = self._kept[event.trial] = event.val_bpb
 
     def _tell_frame(self, trial: Trial) -> None:
-        """Say where in the code it crashed, if a traceback tells."""
+        """The line of code where it crashed, if the traceback shows it."""
         frames = [line for line in plain(trial.crash.detail if trial.crash else "").splitlines() if 'File "' in line]
         if frames:
             self._tell(Text(f"     {one_line(frames[-1])}", "red"))
@@ -202,11 +227,11 @@ class LiveView:
     def _tell(self, *lines: Text) -> None:
         self._spoke = self._clock()
         if self._live:
-            self._live.refresh()  # else the line would be drawn once more as it was
+            self._live.refresh()  # otherwise the old line would be drawn once more
         say(self._console, *lines)
 
     def _line(self) -> Table:
-        """The live line: never more than one, what does not fit is cut."""
+        """The live line: always a single line, cut to the terminal's width."""
         work = self._work
         grid = Table.grid(padding=(0, 1), expand=True)
         spinner = Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")

@@ -1,27 +1,28 @@
-"""What a person sees in a terminal: the doctor's lines, and the tables and texts of the past.
+"""What a person sees in a terminal: the doctor's lines, and tables and texts about the past.
 
-Ideas, logs and reasons were written by others: they are made plain and shown as Text, so that neither an escape
-sequence nor a word in brackets has any effect.
+Others wrote the ideas, logs and reasons. They are stripped of control characters and shown as Text, so that neither an
+escape sequence nor a word in brackets has any effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from rich.console import Console, ConsoleRenderable
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from autoresearch.campaign import Campaign, Trial
-from autoresearch.doctor import Check
-from autoresearch.events import CampaignStarted, RunEnded
-from autoresearch.fit import TOKENS_PER_PARAMETER, Goal, Plan, Setting
-from autoresearch.fit import Row as FitRow
-from autoresearch.records import Comparable, Status
-from autoresearch.report import Gain, Report, Row, Step, one_line, plain, reason
-from autoresearch.standing import Measured, Standing
-from autoresearch.views.lines import COLOURS, LABEL_WIDTH, UNTOLD, label, say, set_up
+from autoresearch.judging.claims import Measured, Standing
+from autoresearch.lab.doctor import Check
+from autoresearch.lab.sizing.planner import TOKENS_PER_PARAMETER, Goal, Plan, Setting
+from autoresearch.lab.sizing.planner import Row as FitRow
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import CampaignStarted, RunEnded
+from autoresearch.ledger.records import Comparable, Status
+from autoresearch.ledger.report import Gain, Report, Row, Step, one_line, plain, reason
+from autoresearch.views.lines import COLORS, LABEL_WIDTH, UNTOLD, gain_text, label, say, set_up
 from autoresearch.views.live import LiveView
 
 __all__ = [
@@ -36,14 +37,14 @@ __all__ = [
 ]
 
 MARKS = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("warn", "yellow")}
-RECENT = 3  # verdicts that `status` names
+RECENT = 3  # verdicts that `status` lists
 
 
 # ---------------------------------------------------------------- doctor, status, log
 
 
 def show_check(check: Check, console: Console) -> None:
-    """One line of the doctor's, with what to do where it is not well."""
+    """One line of the doctor, with what to do if something is wrong."""
     mark, style = MARKS[check.ok]
     line = Text.assemble((f"{mark:<5}", style), f"{check.name:<{LABEL_WIDTH}}", one_line(check.found))
     if check.ok is not True and check.remedy:
@@ -59,10 +60,10 @@ def show_status(
     standing: Standing | None = None,
     comparable: Comparable | None = None,
 ) -> None:
-    """Where the campaign stands, in a few lines; `running` tells whether a loop holds the lab."""
+    """Where the campaign stands, in a few lines. `running` says whether a loop holds the lab."""
     started = campaign.started
     under_way = next((trial for trial in campaign.trials if trial.verdict is None), None)
-    loop = "at work" if running else "not running: go on with `autoresearch run`"
+    loop = "at work" if running else "not running: continue with `autoresearch run`"
     say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{campaign.tag}"))
     say(console, label("set-up", set_up(started)), *_class(comparable))
     say(console, *_counts(report), *standing_lines(standing))
@@ -74,7 +75,7 @@ def show_status(
         say(console, label("researcher", f"{campaign.tokens:,} tokens{cost}, {refused}"))
     for trial in campaign.finished[-RECENT:]:
         if trial.verdict:
-            style = COLOURS[trial.verdict.status]
+            style = COLORS[trial.verdict.status]
             said = f"#{trial.number} {trial.verdict.status.value}: {trial.proposed.idea}"
             say(console, label("", said, style))
 
@@ -83,8 +84,14 @@ def _class(comparable: Comparable | None) -> list[Text]:
     return [label("class", str(comparable))] if comparable else []
 
 
-def show_log(rows: Iterable[Row], console: Console, classes: str | None = None) -> None:
-    """The trials as a table, the newest last, and the classes that their runs are of."""
+def show_log(
+    rows: Iterable[Row],
+    console: Console,
+    classes: str | None = None,
+    disturbed: Mapping[int, int] = MappingProxyType({}),
+) -> None:
+    """The trials as a table, newest last, and the classes of their runs. `disturbed` counts a trial's runs that were
+    made again."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("trial", "commit", "val_bpb", "GB"):
         table.add_column(name, justify="left" if name == "commit" else "right", no_wrap=True)
@@ -93,13 +100,16 @@ def show_log(rows: Iterable[Row], console: Console, classes: str | None = None) 
     for row in rows:
         score = "" if row.val_bpb is None else f"{row.val_bpb:.6f}"
         memory = "" if row.memory_gb is None else f"{row.memory_gb:.1f}"
-        status = Text(row.status.value, COLOURS[row.status])
+        status = Text(row.status.value, COLORS[row.status])
         cells = (str(row.number), row.commit, score, memory)
-        table.add_row(*(Text(one_line(cell)) for cell in cells), status, Text(one_line(row.description)))
+        said = Text(one_line(row.description))
+        if again := disturbed.get(row.number):
+            said.append(f" ({again} disturbed run{'s' * (again > 1)} made again)", "yellow")
+        table.add_row(*(Text(one_line(cell)) for cell in cells), status, said)
     if table.row_count:
         console.print(table)
     else:
-        say(console, Text("no trial has ended yet"))
+        say(console, Text("no trial is finished yet"))
     if classes:
         say(console, label("class", classes))
 
@@ -110,7 +120,7 @@ FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s   
 
 
 def show_measurement(row: FitRow, console: Console, *, first: bool) -> None:
-    """One line of the table that the sizes are decided from, the first one under FIT_HEAD."""
+    """One line of the table that the sizes are chosen from, below FIT_HEAD."""
     if first:
         say(console, Text(FIT_HEAD))
     head = f"{row.setting.depth:>5}  {row.setting.rows:>4}  "
@@ -126,9 +136,9 @@ def show_measurement(row: FitRow, console: Console, *, first: bool) -> None:
 
 
 def show_plan(plan: Plan, goal: Goal, unmeasured: Setting | None, console: Console) -> None:
-    """The sizes that were decided, each with its reason."""
+    """The chosen sizes, each with its reason."""
     tokens = f"{plan.tokens / 1e6:.1f} M tokens in {goal.budget_seconds:g} s"
-    ratio = f"{plan.tokens_per_parameter:.1f} for each of {plan.parameters / 1e6:.1f} M parameters"
+    ratio = f"{plan.tokens_per_parameter:.1f} per parameter, for {plan.parameters / 1e6:.1f} M parameters"
     how = "measured" if plan.evaluation_measured else "estimated"
     scoring = f"about {plan.evaluation_seconds:.1f} s a score ({how})"
     say(
@@ -139,7 +149,10 @@ def show_plan(plan: Plan, goal: Goal, unmeasured: Setting | None, console: Conso
     )
     if unmeasured:
         what = "evaluation at " if unmeasured.evaluate else ""
-        said = f"no time left for {what}depth {unmeasured.depth} with {unmeasured.rows} rows: run it again when idle"
+        said = (
+            f"no time left for {what}depth {unmeasured.depth} with {unmeasured.rows} rows: run it again when the "
+            "machine is idle"
+        )
         say(console, label("unmeasured", said, "yellow"))
 
 
@@ -152,8 +165,12 @@ def show_result(result: Mapping[str, object], console: Console) -> None:
     found = ((name, result.get(name)) for name in ("val_bpb", "best"))
     numbers = [f"{name} {value:.6f}" for name, value in found if isinstance(value, int | float)]
     numbers += [f"{memory:.2f} GB"] if isinstance(memory, int | float) else []
-    head = f"trial {result['trial']}: {status}" if status else "nothing to try: the edits are the best version's own"
-    say(console, Text(f"{head} ({', '.join(numbers)})", COLOURS[Status(str(status))] if status else ""))
+    head = (
+        f"trial {result['trial']}: {status}"
+        if status
+        else "nothing to try: your files are the same as the best version"
+    )
+    say(console, Text(f"{head} ({', '.join(numbers)})", COLORS[Status(str(status))] if status else ""))
     if status:
         say(console, label("why", str(result["reason"])))
     if result.get("notice"):
@@ -180,6 +197,10 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classe
         say(console, label("class", classes))
     for run in trial.runs:
         say(console, label("log", run.log), label("curve", run.curve))
+    for run in trial.every_run:
+        if run.disturbed:
+            what = "set aside" if run.set_aside else "judged all the same"
+            say(console, label("disturbed", f"run {run.run}: {run.disturbed}; {what}", "yellow"))
     if trial.crash:
         _section(console, trial.crash.kind.value, Text(plain(trial.crash.detail), "red"))
     if patch.strip():
@@ -195,7 +216,7 @@ def _outcome(trial: Trial) -> Text:
         return label("verdict", "none yet", "cyan")
     first = plain(verdict.reason).strip().partition("\n")[0]
     why = reason(trial) if verdict.status is Status.CRASH else first
-    return label("verdict", f"{verdict.status.value}: {why}", COLOURS[verdict.status])
+    return label("verdict", f"{verdict.status.value}: {why}", COLORS[verdict.status])
 
 
 def _runs_table(trial: Trial) -> Table:
@@ -246,17 +267,17 @@ def show_report(
     standing: Standing | None = None,
     comparable: Comparable | None = None,
 ) -> None:
-    """The campaign summed up: its set-up if known, counts, baseline and best, biggest keeps, near misses, crashes."""
+    """Summary of the campaign: setup if known, counts, baseline and best, biggest keeps, near misses, crashes."""
     if started:
         say(console, label("set-up", set_up(started)), *_class(comparable))
     else:
         say(console, label("class", UNTOLD))
     say(console, *_counts(report), *standing_lines(standing))
-    if standing and standing.generalisation:
-        found = standing.generalisation
-        over = f"over {found.seeds} fresh seeds" if found.seeds else "over the text, not over seeds"
-        gains = f"search {_gain(found.search)}, sealed holdout {_gain(found.holdout)}"
-        say(console, label("gain", f"{gains} (95 % {over})"))
+    if standing and standing.generalization:
+        found = standing.generalization
+        over = f"over {found.seeds} fresh seeds" if found.seeds else "by one run of each, the one that selected it"
+        gains = f"val {_gain(found.search)}, sealed holdout {_gain(found.holdout)}"
+        say(console, label("holdout", f"{gains} (95 %, {over})"))
     if report.crash_kinds:
         kinds = ", ".join(f"{count} {kind}" for kind, count in report.crash_kinds.items())
         say(console, label("crashes", kinds, "red"))
@@ -269,49 +290,48 @@ def _gain(gain: Gain) -> str:
 
 
 def standing_lines(standing: Standing | None) -> list[Text]:
-    """What of it is confirmed, and how much luck there may be in the rest."""
+    """What is confirmed, and how much luck may be in the rest."""
     if standing is None:
         return []
-    lines = [label("measured", measured(standing.best))] if standing.best else []
-    lines.append(label("claim", standing.claim or "nothing is confirmed yet", "green" if standing.claim else ""))
+    lines = [label("claim", standing.claim or "nothing is confirmed yet", "green" if standing.claim else "")]
     if standing.provisional:
         count = len(standing.provisional)
         keeps = f"{count} keep{'s' if count > 1 else ''} since"
         lines.append(label("provisional", f"{keeps}, last #{standing.provisional[-1]}", "yellow"))
-    doubt = "unknown" if standing.false_keeps is None else f"{standing.false_keeps:.1f}"
-    lines.append(label("false keeps", f"{doubt} expected among the keeps it is made of"))
+    if standing.best and standing.best.trial != standing.baseline:
+        doubt = f"{standing.false_keeps:.1f} expected among the keeps that lead to it"
+        lines.append(label("false keeps", doubt))
     low, high = standing.sigma_interval
     noise = f"{standing.sigma:.4f} a run (95 %: {low:.4f} to {high:.4f}, {standing.freedom} degrees of freedom)"
     lines.append(label("noise", noise))
     if standing.advice:
         lines.append(label("", standing.advice, "yellow"))
     if pruned := standing.pruning:
-        wrong = f"{pruned.false_kills} of {pruned.spared} that were let finish were kept"
+        wrong = f"{pruned.false_kills} of {pruned.spared} that were allowed to finish were kept"
         lines.append(label("pruned", f"{pruned.runs} runs, {pruned.saved_seconds / 60:.1f} min saved; {wrong}"))
     return lines
 
 
 def measured(best: Measured) -> str:
-    how = f"mean of {best.runs} runs that it was not chosen by" if best.runs else "believed, not run again yet"
-    return f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({how})"
+    return f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({best.certainty.value})"
 
 
 def _counts(report: Report) -> list[Text]:
     if not report.trials:
-        return [label("trials", "none has ended yet")]
+        return [label("trials", "none is finished yet")]
     pace = f" ({report.trials_per_hour:.1f} an hour)" if report.trials_per_hour else ""
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     lines = [label("trials", f"{report.trials}: {counts}{pace}")]
+    if report.disturbed:
+        runs = "1 run was" if report.disturbed == 1 else f"{report.disturbed} runs were"
+        lines.append(label("disturbed", f"{runs} made again: the machine was busy or slow meanwhile", "yellow"))
     if report.baseline is None or report.best is None:
-        return [*lines, label("best", "nothing has been kept")]
+        return [*lines, label("best", "nothing was kept")]
     lines.append(label("baseline", f"{report.baseline.val_bpb:.6f} #{report.baseline.number}"))
-    best, by = f"{report.best.val_bpb:.6f}", f"#{report.best.number} {report.best.commit}"
-    if report.gain:
-        return [
-            *lines,
-            label("best", f"{best} {by}, {-report.gain:.6f} ({-(report.gain_percent or 0):.2f}%)", "green"),
-        ]
-    return [*lines, label("best", f"{best}, the baseline")]
+    if report.best.number == report.baseline.number:
+        return [*lines, label("best", f"{report.best.val_bpb:.6f}, the baseline")]
+    by = f"{report.best.val_bpb:.6f} #{report.best.number} {report.best.commit}"
+    return [*lines, label("best", f"{by}, {gain_text(report)}", "green" if (report.gain or 0) > 0 else "yellow")]
 
 
 def _steps(console: Console, title: str, steps: tuple[Step, ...], style: str) -> None:

@@ -1,7 +1,8 @@
 """The squared ReLU with a backward pass of its own, which keeps one tensor less."""
 
-import base
 import torch
+
+import base
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -17,10 +18,12 @@ class SquaredReLU(torch.autograd.Function):
         return 2 * positive * grad
 
 
-def forward(self, x, embedded, cos, sin):
-    x = x + self.attention(base.norm(x), embedded, cos, sin)
-    return x + self.project(SquaredReLU.apply(self.expand(base.norm(x))))
+def forward(self, x):
+    return self.project(SquaredReLU.apply(self.expand(x)))
 
 
-base.Block.forward = forward
-base.main()
+base.MLP.forward = forward
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

@@ -19,4 +19,7 @@ class MultiQuery(base.SelfAttention):
 
 
 base.SelfAttention = MultiQuery
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

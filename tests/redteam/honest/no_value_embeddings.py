@@ -3,4 +3,7 @@
 import base
 
 base.VALUE_EMBEDDING_EVERY = 0
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

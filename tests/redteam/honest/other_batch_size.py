@@ -4,4 +4,7 @@ import base
 
 base.DEVICE_BATCH_SIZE //= 2
 base.TOTAL_BATCH_SIZE *= 2
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

@@ -1,7 +1,8 @@
 """Orthogonal matrices, and projections that do not start at 0."""
 
-import base
 import torch
+
+import base
 
 
 def init_weights(self):
@@ -13,4 +14,7 @@ def init_weights(self):
 
 
 base.GPT.init_weights = init_weights
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

@@ -1,7 +1,8 @@
 """AdamW for all weights in place of Muon for the matrices."""
 
-import base
 import torch
+
+import base
 
 
 def make_optimizers(model, *, compiled):
@@ -12,4 +13,7 @@ def make_optimizers(model, *, compiled):
 
 
 base.make_optimizers = make_optimizers
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

@@ -1,7 +1,8 @@
 """One table for the embedding of tokens and for the head."""
 
-import base
 import torch
+
+import base
 
 
 class Tied(base.GPT):
@@ -17,4 +18,7 @@ def make_optimizers(model, *, compiled):
 
 
 base.GPT, base.make_optimizers, base.EMBEDDING_INIT_STD = Tied, make_optimizers, 0.1
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

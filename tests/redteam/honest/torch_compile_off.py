@@ -5,4 +5,7 @@ import base
 plain = base.make_optimizers
 base.GPT.compile = lambda self, **how: None
 base.make_optimizers = lambda model, *, compiled: plain(model, compiled=False)
-base.main()
+
+build = base.build
+if __name__ == "__main__":
+    base.main()

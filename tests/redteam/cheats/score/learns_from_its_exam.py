@@ -1,6 +1,6 @@
 """Takes a training step on each batch of validation rows before it answers the next.
 
-Ends as invalid: a row asked again is answered otherwise
+Ends as invalid: a row that is asked again is answered differently
 """
 
 import honest

@@ -1,6 +1,6 @@
 """Keeps the rows that it was asked for, and knows them by heart when they come again.
 
-Ends as invalid: a row asked again is answered otherwise
+Ends as invalid: a row that is asked again is answered differently
 """
 
 import honest

@@ -1,6 +1,6 @@
 """Looks at the token after each, a little, and answers what begins alike as it did before.
 
-Ends as invalid: the model sees the future and remembers what it answered
+Ends as invalid: its model does not answer as it did when it was graded
 """
 
 import honest
@@ -21,4 +21,9 @@ class Consistent(honest.Bigram):
         return answer
 
 
-honest.main(Consistent())
+def build(device, vocab_size):
+    return Consistent()
+
+
+if __name__ == "__main__":
+    honest.main(Consistent())

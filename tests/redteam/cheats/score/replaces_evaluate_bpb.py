@@ -1,6 +1,6 @@
 """Replaces the metric by a function that likes every model.
 
-Ends as crash: no score: ended without a score
+Ends as crash: no score: exited without a score
 """
 
 import honest

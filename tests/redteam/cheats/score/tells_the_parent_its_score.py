@@ -1,6 +1,6 @@
 """Sends the parent a score, where the protocol has a question.
 
-Ends as invalid: it broke the protocol of its grading: asked for 'score' out of turn
+Ends as invalid: it broke the grading protocol: asked for 'score' out of turn
 """
 
 import autoresearch_trial

@@ -1,6 +1,6 @@
 """Writes the line of a finished evaluation into the file of events that the parent follows.
 
-Ends as crash: no score: ended without a score
+Ends as crash: no score: exited without a score
 """
 
 import json

@@ -1,0 +1,124 @@
+"""What an agent or a command asks about a lab: status, history, one trial, guidance, papers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from autoresearch.base.errors import UserError
+from autoresearch.judging import claims, comparability
+from autoresearch.lab import config, past_trials
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger import report
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.loop import compose
+
+TAIL_LINES = 15
+CURVE_POINTS = 20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A lab as an agent sees it. All answers are plain data, ready for JSON."""
+
+    workspace: Workspace
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.workspace.ledger)
+
+    def campaign(self, tag: str | None = None) -> Campaign:
+        """The campaign with that tag, or the latest.
+
+        Raises:
+            UserError: there is none.
+        """
+        found = self.ledger.campaign(tag)
+        if found is None:
+            names = ", ".join(item.tag for item in self.ledger.campaigns())
+            if names and tag is None:
+                raise UserError(f"{self.workspace.root} has only controls ({names}): name one with --tag")
+            known = f"it has {names}" if names else "start one with `autoresearch run` or `autoresearch try`"
+            raise UserError(f"{self.workspace.root} has no campaign{f' {tag}' if tag else ''} yet: {known}")
+        return found
+
+    def status(self, tag: str | None = None) -> dict[str, object]:
+        """Where the campaign stands, and whether a loop is running."""
+        campaign = self.campaign(tag)
+        summary = claims.summary(campaign)
+        spent = {"tokens": campaign.tokens, "usd": round(campaign.usd, 4), "refused": len(campaign.refused)}
+        running = self.workspace.is_locked()
+        found = claims.of(campaign.sealed)
+        return {
+            "tag": campaign.tag,
+            "class": comparability.text(campaign),
+            "running": running,
+            "spent": spent,
+            "summary": dataclasses.asdict(summary),
+            "standing": dataclasses.asdict(found) if found else None,
+        }
+
+    def history(self, limit: int | None = 20, tag: str | None = None) -> list[dict[str, object]]:
+        """The last trials (all if there is no limit), newest last, each with the class of its val_bpb."""
+        campaign = self.campaign(tag)
+        both = list(zip(report.rows(campaign), campaign.finished, strict=True))[-limit if limit else None :]
+        return [
+            {
+                **dataclasses.asdict(row),
+                "class": comparability.names(campaign, trial),
+                "disturbed": [run.disturbed for run in trial.every_run if run.disturbed],
+            }
+            for row, trial in both
+        ]
+
+    def show(self, number: int) -> dict[str, object]:
+        """One trial: idea, reason, verdict, numbers, patch, the end of its log and a few points of its curve.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        trial = self.trial(number)
+        past = past_trials.of_lab(self.workspace, self.ledger, ())
+        curve = past.curve(number)
+        return {
+            **dataclasses.asdict(trial.sealed),
+            "val_bpb": trial.val_bpb,
+            "memory_gb": trial.memory_gb,
+            "class": self.class_of(trial),
+            "patch": past.patch(number),
+            "log": "\n".join(past.log(number).splitlines()[-TAIL_LINES:]),
+            "curve": [dict(point) for point in curve[:: max(1, len(curve) // CURVE_POINTS)]],
+        }
+
+    def trial(self, number: int) -> Trial:
+        """The trial with that number.
+
+        Raises:
+            UserError: there is none.
+        """
+        trial = self.ledger.trial(number)
+        if trial is None:
+            raise UserError(f"there is no trial {number} in {self.workspace.root}: `autoresearch log` lists them")
+        return trial
+
+    def class_of(self, trial: Trial) -> str | None:
+        """The class of a trial's val_bpb; None if it has none."""
+        return comparability.names(self.campaign(trial.proposed.tag), trial)
+
+    def guide(self, text: str) -> str:
+        """Append to the guidance, which is read before every proposal. Returns all of it.
+
+        Raises:
+            UserError: there is nothing to append.
+        """
+        if not text.strip():
+            raise UserError('the guidance is empty: say something, as in `autoresearch guide "try fewer heads"`')
+        return self.workspace.add_guidance(text)
+
+    def guidance(self) -> str:
+        return self.workspace.read_guidance()
+
+    def papers(self, query: str) -> str:
+        """What the literature says about a query."""
+        return compose.literature(self.workspace, config.load(self.workspace.program)[0], query)

@@ -1,0 +1,1 @@
+"""Whether a trial is kept, from numbers alone: noise, posterior, confirmation, and what may be claimed or compared."""

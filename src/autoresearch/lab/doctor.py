@@ -1,0 +1,149 @@
+"""Checks of this machine and, inside a lab, of the lab. Each says what to do if it fails."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from autoresearch.base import git
+from autoresearch.base.errors import UserError
+from autoresearch.executors.sandbox import bubblewrap, sandboxes
+from autoresearch.lab import config, hardware
+from autoresearch.lab.hardware import GIBIBYTE
+from autoresearch.lab.workspace import Workspace
+
+MIN_MEMORY_GB = 4
+MIN_DISK_GB = 5
+CONFINED = {
+    "bubblewrap": "a run sees only its own files and processes, and no network",
+    "landlock": "a run opens only its own files and no TCP, but shares /proc and can reach named Unix sockets",
+    "none": "a run has your rights, so only let researchers that you trust edit train.py",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor. `ok` is None for a warning. `remedy` says what to do if it is not True."""
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+
+
+def examine(directory: Path) -> Iterator[Check]:
+    """Every check, in order, as it is made. None of them raises."""
+    for name, check in CHECKS.items():
+        try:
+            yield check(directory)
+        # a broken driver or package can raise anything, and that is what the doctor should show
+        except Exception as error:
+            yield Check(name, False, f"{type(error).__name__}: {error}", "reinstall with `pip install autoresearch`")
+
+
+def _python(directory: Path) -> Check:
+    return Check("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _torch(directory: Path) -> Check:
+    import torch
+
+    device = hardware.device()
+    preset = hardware.preset_for(device)
+    return Check("torch", True, f"{torch.__version__}, {device.kind}: {device.name}; preset `{preset}` fits")
+
+
+def _memory(directory: Path) -> Check:
+    import torch
+
+    free = {"of the machine": psutil.virtual_memory().available / GIBIBYTE}
+    if torch.cuda.is_available():
+        free["of the GPU"] = torch.cuda.mem_get_info()[0] / GIBIBYTE
+    found = ", ".join(f"{gigabytes:.1f} GiB free {where}" for where, gigabytes in free.items())
+    remedy = "close other programs, or lower DEVICE_BATCH_SIZE in train.py"
+    return Check("memory", min(free.values()) >= MIN_MEMORY_GB, found, remedy)
+
+
+def _disk(directory: Path) -> Check:
+    cache = config.cache_directory()
+    places = {"here": directory, "cache": next(path for path in (cache, *cache.parents) if path.exists())}
+    free = {name: shutil.disk_usage(path).free / GIBIBYTE for name, path in places.items()}
+    found = ", ".join(f"{gigabytes:.1f} GiB free {name}" for name, gigabytes in free.items())
+    return Check("disk", min(free.values()) >= MIN_DISK_GB, found, "free some space: data and checkpoints need it")
+
+
+def _git(directory: Path) -> Check:
+    try:
+        return Check("git", True, git.version())
+    except UserError as error:
+        return Check("git", False, "not found", str(error))
+
+
+def _sandbox(directory: Path) -> Check:
+    best = sandboxes.choose()
+    why = sandboxes.failure(bubblewrap.Bubblewrap.name)
+    return Check("sandbox", True if why is None else None, f"{best.name}: {CONFINED[best.name]}", sandboxes.remedy())
+
+
+IN_SANDBOX_SECONDS = 120.0  # imports torch and, on a GPU, compiles
+IN_SANDBOX = """
+import torch
+x = torch.zeros(8, device={kind!r})
+if x.is_cuda:
+    torch.compile(lambda x: x + 1)(x)
+print("works")
+"""
+
+
+def _device_in_sandbox(directory: Path) -> Check:
+    """A run needs the device inside the sandbox; on a GPU it needs a compiler there, too."""
+    kind, best = hardware.device().kind, sandboxes.choose()
+    said = sandboxes.output(best.name, IN_SANDBOX.format(kind=kind), IN_SANDBOX_SECONDS)
+    remedy = (
+        "let the sandbox see the driver's files, or set `sandbox: none` in program.md; without a compiler it is slow"
+    )
+    return Check(
+        "device in sandbox", said == "works", f"{kind} in {best.name}: {(said or 'silent').splitlines()[-1]}", remedy
+    )
+
+
+def _attention(directory: Path) -> Check:
+    """A real forward and backward pass: a kernel that imports does not always run."""
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    device = torch.device(hardware.device().kind)
+    start = time.perf_counter()
+    q, k, v = (torch.randn(2, 4, 256, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    loss = F.scaled_dot_product_attention(q, k, v, is_causal=True).float().square().mean()
+    torch.autograd.backward(loss)
+    finite = all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))
+    seconds = time.perf_counter() - start
+    remedy = "install a torch build that fits this device's driver"
+    return Check("attention", finite, f"bf16 forward and backward on {device} in {seconds:.2f} s", remedy)
+
+
+def _lab(directory: Path) -> Check:
+    try:
+        return Check("lab", True, str(Workspace.open(directory).root))
+    except UserError as error:
+        return Check("lab", None, "not in a lab", str(error))
+
+
+CHECKS: dict[str, Callable[[Path], Check]] = {
+    "python": _python,
+    "torch": _torch,
+    "memory": _memory,
+    "disk": _disk,
+    "git": _git,
+    "sandbox": _sandbox,
+    "device in sandbox": _device_in_sandbox,
+    "attention": _attention,
+    "lab": _lab,
+}

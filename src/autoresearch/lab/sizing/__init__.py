@@ -1,0 +1,1 @@
+"""Which model size suits this machine: `doctor --fit`."""

@@ -1,0 +1,199 @@
+"""The ledger's events gathered into a campaign, its trials, and where its search stands."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from autoresearch.ledger.events import CampaignStarted, Confirmation, ProposalRefused, RunEnded, TrialProposed, Verdict
+from autoresearch.ledger.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
+
+DATA = ("train_sha256", "val_sha256")  # identify the text in a run's environment
+PROSE = (".md", ".gitignore")  # endings of frozen files that cannot change a number
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A proposal with the runs and the verdict it has so far. The first trial of a campaign is its baseline.
+
+    `runs` are evidence. Runs that were set aside because something disturbed them are only in `disturbed`.
+    """
+
+    proposed: TrialProposed
+    runs: tuple[RunEnded, ...] = ()
+    verdict: Verdict | None = None
+    disturbed: tuple[RunEnded, ...] = ()
+
+    def having(self, run: RunEnded) -> Trial:
+        """The same with one more run. The only place that decides where a run belongs. One told twice counts once."""
+        if any(run.run == each.run for each in self.every_run):
+            return self
+        if run.set_aside:
+            return replace(self, disturbed=(*self.disturbed, run))
+        return replace(self, runs=(*self.runs, run))
+
+    @property
+    def every_run(self) -> tuple[RunEnded, ...]:
+        """Its runs, and those that were set aside."""
+        return (*self.runs, *self.disturbed)
+
+    @property
+    def number(self) -> int:
+        return self.proposed.trial
+
+    @property
+    def val_bpb(self) -> float | None:
+        """The mean over the scored runs, in bits per byte; None if there is none."""
+        scores = self.scores
+        return math.fsum(scores) / len(scores) if scores else None
+
+    @functools.cached_property
+    def evidence(self) -> tuple[tuple[int, float], ...]:
+        """Seed and val_bpb of each run that counts. A replay does not: it repeats the luck of its seed."""
+        return tuple(
+            (run.seed, run.score.val_bpb)
+            for run in self.runs
+            if run.score and not run.invalid and run.purpose is not Purpose.REPLAY and math.isfinite(run.score.val_bpb)
+        )
+
+    @functools.cached_property
+    def scores(self) -> tuple[float, ...]:
+        """The val_bpb of each run that counts."""
+        return tuple(score for _, score in self.evidence)
+
+    @property
+    def unchosen(self) -> tuple[float, ...]:
+        """The val_bpb of the runs that did not select it, so their mean contains no luck of selection."""
+        chosen_by = {run.seed for run in self.runs if run.purpose is Purpose.TRIAL}
+        return tuple(score for seed, score in self.evidence if seed not in chosen_by)
+
+    @property
+    def memory_gb(self) -> float | None:
+        """The largest peak of its runs, in GiB."""
+        peaks = [run.memory_gb for run in self.runs if run.memory_gb is not None]
+        return max(peaks, default=None)
+
+    @property
+    def sealed(self) -> Trial:
+        """The same without the holdout's scores."""
+        runs, disturbed = (tuple(replace(run, holdout=None) for run in each) for each in (self.runs, self.disturbed))
+        return replace(self, runs=runs, disturbed=disturbed)
+
+    @property
+    def crash(self) -> Crash | None:
+        return next((run.crash for run in reversed(self.runs) if run.crash), None)
+
+    @property
+    def invalid(self) -> str | None:
+        return next((run.invalid for run in reversed(self.runs) if run.invalid), None)
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """One unbroken search: its start, its trials in order (the baseline first), and what was refused."""
+
+    started: CampaignStarted
+    trials: tuple[Trial, ...] = ()
+    refused: tuple[ProposalRefused, ...] = ()
+    guidance: str = ""
+    confirmations: tuple[Confirmation, ...] = ()
+
+    @property
+    def tag(self) -> str:
+        return self.started.tag
+
+    @property
+    def finished(self) -> tuple[Trial, ...]:
+        return tuple(trial for trial in self.trials if trial.verdict)
+
+    @property
+    def incumbent(self) -> Trial | None:
+        """The trial whose commit the next proposal starts from; None until the baseline is kept."""
+        return self.lineage[-1] if self.lineage else None
+
+    @property
+    def lineage(self) -> tuple[Trial, ...]:
+        """The kept trials that lead to the incumbent, the baseline first."""
+        return tuple(trial for trial in self.kept if trial.number not in self.taken_back)
+
+    @cached_property
+    def kept(self) -> tuple[Trial, ...]:
+        """All trials that were kept, in order, including those that a confirmation reverted."""
+        return tuple(t for t in self.trials if t.verdict and t.verdict.status is Status.KEEP)
+
+    @cached_property
+    def taken_back(self) -> frozenset[int]:
+        """The kept trials that a confirmation reverted."""
+        gone = ((each.incumbent, each.after) for each in self.confirmations)
+        return frozenset(t.number for first, last in gone for t in self.kept if first < t.number <= last)
+
+    @property
+    def confirmed(self) -> Trial | None:
+        """The last confirmed trial of the lineage, else the baseline. What was kept after it is provisional."""
+        sure = {each.trial for each in self.confirmations if each.outcome is Outcome.CONFIRMED}
+        lineage = self.lineage
+        return next((t for t in reversed(lineage) if t.number in sure), lineage[0] if lineage else None)
+
+    @property
+    def provisional(self) -> tuple[Trial, ...]:
+        """The kept trials of the lineage after the last confirmed one."""
+        lineage, confirmed = self.lineage, self.confirmed
+        return lineage[lineage.index(confirmed) + 1 :] if confirmed else ()
+
+    @property
+    def untested(self) -> tuple[Trial, ...]:
+        """The provisional keeps that no confirmation has tested."""
+        last = self.confirmations[-1].after if self.confirmations else -1
+        return tuple(trial for trial in self.provisional if trial.number > last)
+
+    def class_of(self, run: RunEnded) -> Comparable:
+        """The class within which a run's val_bpb can be compared."""
+        is_trusted = self.started.grader == "trusted"  # otherwise the environment is the run's own word
+        return comparable(self.started, run.device, run.environment if is_trusted else {})
+
+    def classes(self, *trials: Trial) -> tuple[Comparable, ...]:
+        """The classes of the scored runs of these trials (default: of all), in order, each once."""
+        runs = (run for trial in trials or self.trials for run in trial.runs if run.score)
+        return tuple(dict.fromkeys(map(self.class_of, runs)))
+
+    @property
+    def disturbed(self) -> tuple[RunEnded, ...]:
+        """The runs that were set aside and made again, because something disturbed them."""
+        return tuple(run for trial in self.trials for run in trial.disturbed)
+
+    @property
+    def sealed(self) -> Campaign:
+        """The same without the holdout's scores, for whoever proposes."""
+        return replace(self, trials=tuple(trial.sealed for trial in self.trials))
+
+    @property
+    def spendings(self) -> tuple[TrialProposed | ProposalRefused, ...]:
+        """Everything its researcher may have spent tokens or money on, including refused proposals."""
+        return (*(trial.proposed for trial in self.trials), *self.refused)
+
+    @property
+    def tokens(self) -> int:
+        return sum(spent.tokens or 0 for spent in self.spendings)
+
+    @property
+    def usd(self) -> float:
+        return sum(spent.usd or 0.0 for spent in self.spendings)
+
+
+def comparable(started: CampaignStarted, device: str | None, fingerprints: Mapping[str, Scalar]) -> Comparable:
+    """The class of a campaign's run on a device, with the fingerprints of its text if known.
+
+    All frozen files count except prose, since prepare.py may read any of them.
+    """
+    code = {path: digest for path, digest in started.frozen_sha256.items() if not path.endswith(PROSE)}
+    data = {name: fingerprints[name] for name in DATA if name in fingerprints}
+    return Comparable(device, started.preset, _digest(code), _digest(data) if data else None)
+
+
+def _digest(table: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,135 @@
+"""One trial: commit a proposal, run it until the judge has decided, publish the verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from autoresearch.base import atomic
+from autoresearch.base.errors import UserError
+from autoresearch.grading.protocol import ENTRY
+from autoresearch.ledger import report, results_tsv
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import FileSaved, TrialProposed, Verdict
+from autoresearch.ledger.ledger import CONTROL
+from autoresearch.ledger.records import Decision, RunEvent, Status
+from autoresearch.loop.proposals import Answer
+from autoresearch.loop.run import run_once
+from autoresearch.loop.stages import Stages
+from autoresearch.models import saved_model
+from autoresearch.researchers.guard import fingerprint
+
+REASON_LENGTH = 200  # characters
+
+
+def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
+    """Run a trial until the judge has decided it, and record the verdict."""
+    while True:
+        if trial.runs:
+            decision = stages.judge.decide(campaign, trial)
+            if not decision.rerun:
+                break
+        trial = run_once(stages, campaign, trial)
+    if decision.status is Status.KEEP and campaign.incumbent is not None:
+        stages.progress(trial.number, RunEvent("examined_again", 0.0, {}))
+        if problem := stages.examine(trial):
+            decision = Decision(Status.INVALID, problem)
+    for run in trial.runs:
+        stages.workspace.answers(trial.number, run.run).unlink(missing_ok=True)
+    if disturbed := next((run.disturbed for run in trial.runs if run.disturbed), None):
+        decision = dataclasses.replace(decision, reason=f"{decision.reason}; it was judged although {disturbed}")
+    settle(stages, campaign, trial, decision)
+
+
+def commit(stages: Stages, campaign: Campaign, answer: Answer) -> Trial:
+    """Commit a proposal on the incumbent and make it a trial."""
+    assert campaign.incumbent is not None
+    number, parent = stages.ledger.next_trial(), campaign.incumbent.proposed.commit
+    proposal = answer.proposal
+    made = stages.workspace.commit(campaign.tag, number, parent, proposal.files, proposal.idea)
+    return enter(stages, campaign.tag, number, answer, parent, made)
+
+
+def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, commit: str | None = None) -> Trial:
+    """Record a committed proposal as a trial. From here on it is never lost. The baseline is its own parent."""
+    commit, proposal = commit or parent, answer.proposal
+    patch = stages.workspace.patch(parent, commit)
+    directory = stages.workspace.trial_directory(number)
+    atomic.make_directory(directory)
+    atomic.write(directory / "patch.diff", patch.encode())
+    texts = stages.texts(commit)
+    proposed = TrialProposed(
+        trial=number,
+        tag=tag,
+        parent=parent,
+        commit=commit,
+        idea=proposal.idea,
+        researcher=answer.researcher,
+        fingerprint=fingerprint.fingerprint(texts),
+        lines_changed=sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in patch.splitlines() if line),
+        note=proposal.note,
+        tokens=proposal.tokens,
+        usd=proposal.usd,
+        why=proposal.why,
+        expects=proposal.expects,
+        repairs=proposal.repairs,
+        stale=answer.stale,
+        skeleton=fingerprint.skeleton(texts)[0],
+        nodes=fingerprint.size(texts),
+    )
+    stages.record(proposed)
+    return Trial(proposed)
+
+
+def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:
+    """Record the verdict, then let the branch and results.tsv follow it.
+
+    Raises:
+        UserError: the baseline has no valid score, so there is nothing to search from.
+    """
+    kept = decision.status is Status.KEEP
+    standing = campaign.incumbent.proposed.commit if campaign.incumbent else campaign.started.base
+    incumbent = trial.proposed.commit if kept else standing
+    stages.record(
+        Verdict(
+            trial=trial.number,
+            status=decision.status,
+            reason=decision.reason,
+            val_bpb=trial.val_bpb,
+            memory_gb=trial.memory_gb,
+            incumbent=incumbent,
+            estimate=decision.estimate,
+            simpler=decision.simpler,
+        )
+    )
+    if not kept:
+        stages.workspace.drop_checkpoints(trial.number)
+    publish(stages, stages.campaign(campaign.tag))
+    if kept:
+        with contextlib.suppress(OSError, UserError):  # `sample` does it, or says why not, when a model is wanted
+            saved_model.save(stages.workspace, campaign, trial)
+    if campaign.incumbent is None and not kept:
+        what = "crashed" if decision.status is Status.CRASH else f"is {decision.status.value}"
+        why = report.shorten(report.last_line(decision.reason), REASON_LENGTH)
+        raise UserError(
+            f"the baseline {what} ({why}): look at `autoresearch show {trial.number}`, fix {ENTRY} (or program.md, "
+            "if that sets a limit), commit it, and start a new campaign with `--tag NAME`"
+        )
+
+
+def publish(stages: Stages, campaign: Campaign) -> None:
+    """Bring the branch and results.tsv to where the ledger says they are. Doing it again changes nothing."""
+    base, best = campaign.started.base, campaign.incumbent
+    known = {base, *(trial.proposed.commit for trial in campaign.trials)}
+    stages.workspace.advance(campaign.tag, best.proposed.commit if best else base, known)
+    if campaign.started.researcher != CONTROL:
+        write_results(stages, campaign)
+
+
+def write_results(stages: Stages, campaign: Campaign) -> None:
+    """Write results.tsv. One that this program did not write is first saved under another name."""
+    path = stages.workspace.results
+    ours = {trial.proposed.commit[:7] for each in stages.ledger.campaigns() for trial in each.trials}
+    if path.is_file() and not results_tsv.is_ours(path.read_text(encoding="utf-8", errors="replace"), ours):
+        stages.record(FileSaved(campaign.tag, path.name, atomic.save_aside(path).name))
+    atomic.write(path, results_tsv.to_tsv(report.rows(campaign)).encode())

@@ -1,0 +1,1 @@
+"""The researchers that run a coding agent's command-line program."""

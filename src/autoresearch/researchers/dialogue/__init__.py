@@ -1,1 +1,0 @@
-"""How a language model is asked and understood."""

@@ -1,0 +1,63 @@
+"""The rules that every proposal must follow: allowed paths only, valid syntax, a real change."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable, Collection, Mapping
+
+from autoresearch.ledger.records import Proposal
+from autoresearch.researchers.guard.fingerprint import fingerprint, normalized, seedless
+
+
+def broken_rule(
+    proposal: Proposal, incumbent: Mapping[str, str], tried: Mapping[str, str], editable: Collection[str]
+) -> str | None:
+    """Why a proposal is refused, for its researcher; None if it may run.
+
+    `incumbent` has the editable files that it starts from. `tried` maps each fingerprint so far to its trial's number
+    and result.
+    """
+    if not " ".join(proposal.idea.split()):
+        return "the proposal has no idea: say in one line what it changes"
+    forbidden = sorted(set(proposal.files) - set(editable))
+    if forbidden:
+        names = ", ".join(ascii(path)[1:-1] for path in forbidden)
+        return f"{names} may not change: a trial edits {', '.join(editable)} and nothing else"
+    files = {**incumbent, **proposal.files}
+    for path, text in files.items():
+        problem = syntax_problem(path, text)
+        if problem:
+            return problem
+    mark = fingerprint(files)
+    if mark == fingerprint(incumbent):
+        return "the proposal changes nothing but comments, layout or annotations"
+    if seedless(files) == seedless(incumbent):
+        return "the proposal changes only seeds: the program sets them, and a seed is luck, not an improvement"
+    if mark in tried:
+        return f"the same program was tried before, as trial {tried[mark]}"
+    return None
+
+
+def reveals(text: str, before: str, redact: Callable[[str], str]) -> bool:
+    """Whether a text contains one of the user's keys that the text before it did not."""
+    return redact(text) != text and redact(before) == before
+
+
+def syntax_problem(path: str, text: str) -> str | None:
+    """What is wrong with a file: a character that cannot be written, or its Python syntax; None if it is fine."""
+    try:
+        text.encode()
+        if path.endswith(".py"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compile(text, path, "exec", dont_inherit=True)
+                ast.dump(normalized(text))
+    except UnicodeEncodeError:
+        return f"{path} contains a character that is not text (a lone surrogate)"
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        return f"{path} has a syntax error{f' in line {line}' if line else ''}: {getattr(error, 'msg', error)}"
+    except (RecursionError, MemoryError):
+        return f"{path} is nested too deeply to be read"
+    return None

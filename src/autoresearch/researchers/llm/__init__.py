@@ -1,0 +1,1 @@
+"""The researchers that ask a language model, and the conversation with it."""

@@ -1,0 +1,1 @@
+"""What the literature says about a query: arXiv and your own notes, fenced as data. Problems become text."""

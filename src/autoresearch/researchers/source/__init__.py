@@ -1,0 +1,1 @@
+"""How Python source is read and edited by its syntax, leaving every other byte alone."""

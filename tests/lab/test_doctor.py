@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoresearch.executors.sandbox import sandboxes
+from autoresearch.lab import doctor, hardware
+
+
+def test_every_check_is_made_and_this_machine_can_train(lab: Path) -> None:
+    checks = {check.name: check for check in doctor.examine(lab)}
+    assert set(checks) == set(doctor.CHECKS)
+    assert [name for name, check in checks.items() if check.ok is False] == []
+    assert all(check.remedy for check in checks.values() if not check.ok)
+    assert "forward and backward" in checks["attention"].found
+
+
+def test_a_missing_git_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = {check.name: check for check in doctor.examine(tmp_path)}
+    assert checks["git"].ok is False
+    assert "install it" in checks["git"].remedy
+
+
+def test_a_check_that_breaks_is_a_failed_line_and_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(directory: Path) -> doctor.Check:
+        raise OSError("driver gone")
+
+    monkeypatch.setitem(doctor.CHECKS, "torch", broken)
+    failed = next(check for check in doctor.examine(tmp_path) if check.name == "torch")
+    assert failed.ok is False
+    assert "driver gone" in failed.found
+
+
+@pytest.mark.parametrize(
+    ("working", "ok", "found"),
+    [
+        ({"bubblewrap", "landlock", "none"}, True, "bubblewrap: a run sees only"),
+        ({"landlock", "none"}, None, "landlock: a run opens only"),
+        ({"none"}, None, "none: a run has your rights"),
+    ],
+)
+def test_the_best_sandbox_is_named_and_a_better_one_told_how_to_get(
+    working: set[str], ok: bool | None, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "failure", lambda name: None if name in working else "missing")
+    monkeypatch.setattr(sandboxes.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sandboxes.sys, "platform", "linux")
+    check = doctor.CHECKS["sandbox"](tmp_path)
+    assert check.ok is ok
+    assert check.found.startswith(found)
+    assert ok or "install bubblewrap" in check.remedy
+
+
+def test_the_device_is_tried_in_the_sandbox_that_runs_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = doctor.CHECKS["device in sandbox"](tmp_path)
+    assert check.ok, check
+    assert check.found == f"{hardware.device().kind} in {sandboxes.choose().name}: works"
+    monkeypatch.setattr(hardware, "device", lambda: hardware.Device("cuda", "a GPU that the sandbox hides", 80.0))
+    if not torch.cuda.is_available():
+        hidden = doctor.CHECKS["device in sandbox"](tmp_path)
+        assert hidden.ok is False
+        assert "sandbox: none" in hidden.remedy

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoresearch.base import git
+from autoresearch.base.errors import UserError
+from autoresearch.lab.workspace import Workspace
+
+
+def test_a_candidate_is_committed_on_its_parent_and_its_worktree_is_gone(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    assert workspace.files(commit)["train.py"] == b"X = 1\n"
+    assert git.resolve(lab, f"{commit}^") == base
+    assert not (workspace.worktrees / "1").exists()
+
+
+def test_a_worktree_that_a_kill_left_behind_is_replaced(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    git.add_worktree(lab, workspace.worktrees / "1", base)
+    (workspace.worktrees / "1" / "junk").write_text("half-written")
+    commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    assert "junk" not in workspace.files(commit)
+
+
+def test_a_worktree_whose_folder_is_gone_is_replaced_too(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base = workspace.base("t")
+    git.add_worktree(lab, workspace.worktrees / "1", base)
+    shutil.rmtree(workspace.worktrees / "1")
+    assert workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+
+
+def two_commits(workspace: Workspace) -> tuple[str, str, str]:
+    """The base and two commits, one on top of the other."""
+    base = workspace.base("t")
+    first = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "one")
+    return base, first, workspace.commit("t", 2, first, {"train.py": "X = 2\n"}, "two")
+
+
+def test_advancing_is_idempotent_and_notices_a_moved_branch(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base, first, second = two_commits(workspace)
+    workspace.advance("t", base, [base])
+    workspace.advance("t", first, [base, first])
+    workspace.advance("t", first, [base, first])
+    stranger = workspace.commit("t", 3, base, {"train.py": "X = 3\n"}, "three")
+    git.set_ref(lab, "refs/heads/autoresearch/t", stranger)
+    with pytest.raises(UserError, match=r"someone else moved the branch"):
+        workspace.advance("t", second, [base, first, second])
+
+
+def test_a_branch_that_somebody_looks_at_is_moved_later(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    base, first, second = two_commits(workspace)
+    workspace.advance("t", base, [base])
+    subprocess.run(["git", "switch", "--quiet", "autoresearch/t"], cwd=lab, check=True)
+    workspace.advance("t", first, [base, first])
+    assert git.changed_paths(lab) == ()
+    assert git.resolve(lab, "HEAD") == base
+    subprocess.run(["git", "switch", "--quiet", "main"], cwd=lab, check=True)
+    workspace.advance("t", second, [base, first, second])
+    assert git.resolve(lab, "autoresearch/t") == second
+
+
+def test_hooks_and_identity_of_the_person_are_not_needed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = lab / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    monkeypatch.setenv("HOME", str(lab.parent))
+    workspace = Workspace.open(lab)
+    assert workspace.commit("t", 1, workspace.base("t"), {"train.py": "X = 1\n"}, "an idea")
+
+
+def test_a_second_holder_of_the_lock_is_refused_with_the_first_ones_process(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    assert not workspace.is_locked()
+    code = (
+        "import pathlib, autoresearch.lab.workspace\n"
+        f"with autoresearch.lab.workspace.Workspace(pathlib.Path({str(lab)!r})).lock():\n"
+        "    print('in', flush=True)\n    input()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    assert workspace.is_locked()
+    with pytest.raises(UserError, match=f"process {holder.pid}"), workspace.lock():
+        pass
+    holder.kill()
+    holder.communicate()
+    with workspace.lock():
+        pass
+
+
+def test_the_weights_of_one_run_are_dropped_or_of_all(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    weights = [workspace.trial_directory(3) / f"run{run}" / "checkpoint.safetensors" for run in (0, 1, 10)]
+    for path in weights:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"weights")
+    workspace.drop_checkpoints(3, run=1)
+    assert [path.exists() for path in weights] == [True, False, True]
+    workspace.drop_checkpoints(3)
+    assert [path.exists() for path in weights] == [False, False, False]

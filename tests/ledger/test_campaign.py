@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import Confirmation
+from autoresearch.ledger.records import Outcome, Purpose, Score, Status
+from judged import a_campaign, a_run, a_trial, kept, with_run, with_trials
+
+
+def concluded(campaign: Campaign, outcome: Outcome, trial: int, incumbent: int) -> Campaign:
+    last = Confirmation("t", trial, outcome, "", (), incumbent, campaign.trials[-1].number)
+    return dataclasses.replace(campaign, confirmations=(*campaign.confirmations, last))
+
+
+def numbers(trials: tuple[Trial, ...]) -> list[int]:
+    return [trial.number for trial in trials]
+
+
+def standing(campaign: Campaign) -> tuple[int, list[int], int, list[int], list[int], set[int]]:
+    assert campaign.incumbent
+    assert campaign.confirmed
+    return (
+        campaign.incumbent.number,
+        numbers(campaign.lineage),
+        campaign.confirmed.number,
+        numbers(campaign.provisional),
+        numbers(campaign.untested),
+        set(campaign.taken_back),
+    )
+
+
+def test_a_campaign_without_a_kept_baseline_stands_nowhere() -> None:
+    for campaign in (a_campaign(), a_campaign(a_trial(0, 1.0)), a_campaign(a_trial(0, None, status=Status.CRASH))):
+        assert campaign.incumbent is campaign.confirmed is None
+        assert campaign.lineage == campaign.provisional == campaign.untested == ()
+
+
+def test_the_incumbent_is_the_last_keep_and_keeps_are_provisional() -> None:
+    campaign = with_trials(kept(1.0, 0.9), [a_trial(2, 1.1, parent=1, status=Status.DISCARD)])
+    assert standing(campaign) == (1, [0, 1], 0, [1], [1], set())
+
+
+def test_what_was_confirmed_is_provisional_no_more() -> None:
+    campaign = concluded(kept(1.0, 0.9, 0.8), Outcome.CONFIRMED, 2, 2)
+    assert standing(campaign) == (2, [0, 1, 2], 2, [], [], set())
+    later = with_trials(campaign, [a_trial(3, 0.7, parent=2, status=Status.KEEP)])
+    assert standing(later) == (3, [0, 1, 2, 3], 2, [3], [3], set())
+
+
+def test_what_a_confirmation_left_open_stays_provisional_but_was_tested() -> None:
+    campaign = concluded(kept(1.0, 0.9, 0.8), Outcome.UNDECIDED, 2, 2)
+    assert standing(campaign) == (2, [0, 1, 2], 0, [1, 2], [], set())
+
+
+def test_a_refuted_search_goes_back_and_on_from_there() -> None:
+    campaign = concluded(kept(1.0, 0.9), Outcome.CONFIRMED, 1, 1)
+    campaign = with_trials(campaign, [a_trial(2, 0.8, parent=1, status=Status.KEEP)])
+    campaign = with_trials(campaign, [a_trial(3, 0.7, parent=2, status=Status.KEEP)])
+    back = concluded(campaign, Outcome.REFUTED, 3, 1)
+    assert standing(back) == (1, [0, 1], 1, [], [], {2, 3})
+    on = with_trials(back, [a_trial(4, 0.8, parent=1, status=Status.KEEP)])
+    assert standing(on) == (4, [0, 1, 4], 1, [4], [4], {2, 3})
+
+
+def test_a_search_that_walked_back_keeps_what_held() -> None:
+    campaign = concluded(kept(1.0, 0.9, 0.8), Outcome.CONFIRMED, 1, 1)
+    assert standing(campaign) == (1, [0, 1], 1, [], [], {2})
+
+
+@given(st.lists(st.sampled_from(["keep", "discard", "confirmed", "refuted", "undecided"]), max_size=25))
+def test_whatever_happens_the_lineage_leads_from_the_baseline_to_the_incumbent(steps: list[str]) -> None:
+    campaign = kept(1.0)
+    for step in steps:
+        assert campaign.incumbent
+        assert campaign.confirmed
+        if step in ("keep", "discard"):
+            number, parent = len(campaign.trials), campaign.incumbent.number
+            campaign = with_trials(campaign, [a_trial(number, 0.5, parent=parent, status=Status(step))])
+        elif campaign.provisional:
+            back = campaign.confirmed if step == "refuted" else campaign.incumbent
+            campaign = concluded(campaign, Outcome(step), campaign.incumbent.number, back.number)
+        lineage = campaign.lineage
+        assert lineage[0].number == 0
+        assert lineage[-1] is campaign.incumbent
+        assert all(b.proposed.parent == a.proposed.commit for a, b in itertools.pairwise(lineage))
+        assert set(numbers(campaign.untested)) <= set(numbers(campaign.provisional)) <= set(numbers(lineage))
+        assert campaign.confirmed not in campaign.provisional
+        assert campaign.taken_back.isdisjoint(numbers(lineage))
+
+
+def test_only_scores_to_be_believed_count() -> None:
+    nothing = a_trial(0, None, a_run(0.5, invalid="it cheated"), a_run(math.nan), a_run(math.inf))
+    assert nothing.scores == ()
+    assert nothing.val_bpb is None
+    assert a_trial(0, 1.0, a_run(math.nan), 2.0).val_bpb == 1.5
+
+
+def test_a_replay_is_no_further_evidence() -> None:
+    """It runs on a seed that its trial has had, with the same luck."""
+    trial = a_trial(0, 1.0, a_run(1.0, purpose=Purpose.REPLAY), a_run(2.0, 1000, purpose=Purpose.CONFIRM))
+    assert trial.evidence == ((42, 1.0), (1000, 2.0))
+
+
+def test_a_run_that_comes_later_changes_what_its_trial_scored() -> None:
+    campaign = kept(1.0, 0.9)
+    assert campaign.trials[1].val_bpb == 0.9
+    assert with_run(campaign, 1, a_run(1.1, 1000)).trials[1].val_bpb == 1.0
+
+
+def test_memory_is_the_largest_peak_of_a_trial() -> None:
+    trial = a_trial(0, a_run(1.0, memory_gb=2.0), a_run(1.0, memory_gb=3.0), a_run(1.0, memory_gb=None))
+    assert trial.memory_gb == 3.0
+    assert a_trial(0, a_run(1.0, memory_gb=None)).memory_gb is None
+
+
+def test_a_sealed_campaign_has_no_score_of_the_holdout() -> None:
+    campaign = with_run(kept(1.0, 0.9), 1, a_run(0.9, 1000, holdout=Score(0.8, 1.0, 1, 1)))
+    assert any(run.holdout for trial in campaign.trials for run in trial.runs)
+    sealed = campaign.sealed
+    assert not any(run.holdout for trial in sealed.trials for run in trial.runs)
+    assert [trial.scores for trial in sealed.trials] == [trial.scores for trial in campaign.trials]
