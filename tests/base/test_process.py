@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from autoresearch.base import process
+from autoresearch.base import interrupt, process
 from autoresearch.base.errors import EndRun
 from autoresearch.executors.sandbox import sandboxes
 from jail import ALL, Jail, in_each
@@ -26,6 +29,10 @@ def run(tmp_path: Path, code: str, deadline: float = 10.0, **options: Any) -> pr
         mark="test/1",
         **{"poll": lambda elapsed: None, **options},
     )
+
+
+def run_attached(tmp_path: Path, code: str) -> int:
+    return process.run_attached([sys.executable, "-c", code], tmp_path, os.environ)
 
 
 def marked() -> list[psutil.Process]:
@@ -65,13 +72,37 @@ def test_a_child_in_a_session_of_its_own_is_ended_too(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_no_process(tmp_path: Path) -> None:
-    def interrupt(elapsed: float) -> None:
+    def stop(elapsed: float) -> None:
         if elapsed > 0.2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "import time; time.sleep(60)", deadline=30, poll=interrupt)
+        run(tmp_path, "import time; time.sleep(60)", deadline=30, poll=stop)
     assert marked() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("start", [run, run_attached])
+def test_an_interrupt_while_a_process_starts_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[[Path, str], object]
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    monkeypatch.setattr(interrupt, "_last", -math.inf)
+    before = signal.signal(signal.SIGINT, interrupt.raise_once)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, "import time; time.sleep(60)")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert started[0].returncode is not None, "it still runs"
 
 
 def test_only_processes_of_that_mark_are_ended() -> None:

@@ -40,7 +40,7 @@ def test_it_measures_speed_memory_and_evaluation_of_the_shipped_train_py_without
     assert found.pass_seconds > 0
     assert found.optimizer_seconds > 0
     assert found.evaluation_seconds is not None
-    assert found.evaluation_seconds < found.pass_seconds
+    assert found.evaluation_seconds > 0
 
 
 def test_a_train_py_without_what_is_needed_has_the_names_told(tmp_path: Path) -> None:

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 import time
+from collections.abc import Iterator
 
 QUIET_SECONDS = 2.0  # after an interrupt, in which more of them are taken for the same one
 _last = -QUIET_SECONDS
+_held = _pressed = False
 
 
 def raise_once(number: int, frame: object) -> None:
-    """A signal handler: raise KeyboardInterrupt, unless it was just raised."""
-    global _last
+    """A signal handler: raise KeyboardInterrupt, unless it was just raised. In `held`, raise it later."""
+    global _last, _pressed
     now = time.monotonic()
     if now - _last >= QUIET_SECONDS:
         _last = now
-        raise KeyboardInterrupt
+        if _held:
+            _pressed = True
+        else:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a block: a child process that is started in it is never lost half-way."""
+    global _held, _pressed
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+        if _pressed:
+            _pressed = False
+            raise KeyboardInterrupt
 
 
 def handle() -> None:

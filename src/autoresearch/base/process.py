@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from autoresearch.base import interrupt
 from autoresearch.base.errors import EndRun
 
 MARK = "AUTORESEARCH_RUN"
@@ -54,26 +55,28 @@ def run_group(
         FileNotFoundError: there is no such program.
     """
     start = time.monotonic()
-    with log.open("wb") as output, (stdin or Path(os.devnull)).open("rb") as source:
-        child = subprocess.Popen(
-            command,
-            cwd=directory,
-            env={**environment, MARK: mark},
-            stdin=source,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=os.name == "posix",
-            pass_fds=tuple(pass_fds),
-        )
+    child: subprocess.Popen[bytes] | None = None
     grace = GRACE_SECONDS
     try:
+        with log.open("wb") as output, (stdin or Path(os.devnull)).open("rb") as source, interrupt.held():
+            child = subprocess.Popen(
+                command,
+                cwd=directory,
+                env={**environment, MARK: mark},
+                stdin=source,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=os.name == "posix",
+                pass_fds=tuple(pass_fds),
+            )
         code = _wait(child, start, deadline_seconds, poll)
     except EndRun:
         grace = 0.0
         raise
     finally:
-        end_marked(mark, child.pid, grace)
-        child.wait()
+        if child:
+            end_marked(mark, child.pid, grace)
+            child.wait()
     poll(time.monotonic() - start)
     return Ended(code, time.monotonic() - start)
 
@@ -199,12 +202,19 @@ def run_attached(
     A `shielded` one does not receive the terminal's Ctrl-C: it continues until this program has to stop right away.
     With `to_stderr` it leaves standard input and output alone, for a program that talks to another one through them.
     """
-    done = subprocess.run(
-        command,
-        cwd=directory,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL if to_stderr else None,
-        stdout=STANDARD_ERROR if to_stderr else None,
-        start_new_session=shielded and os.name == "posix",
-    )
-    return done.returncode
+    child: subprocess.Popen[bytes] | None = None
+    try:
+        with interrupt.held():
+            child = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL if to_stderr else None,
+                stdout=STANDARD_ERROR if to_stderr else None,
+                start_new_session=shielded and os.name == "posix",
+            )
+        return child.wait()
+    finally:
+        if child:
+            child.kill()
+            child.wait()
