@@ -21,6 +21,7 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Proposal
+from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.researchers.simple.scripted import ScriptedResearcher
 
@@ -56,6 +57,7 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
     ledger = Ledger(workspace.ledger)
     parts: dict[str, Any] = {
         "workspace": workspace,
+        "results": ResultsFile(workspace.results),
         "ledger": ledger,
         "researcher": ScriptedResearcher(lines),
         "fallback": None,

@@ -16,7 +16,8 @@ README = Path(__file__).parent.parent / "README.md"
 # The rooms of the package, from the top floor down. A room imports from the floors below it, and nothing else.
 FLOORS = (
     ("commands",),
-    ("views", "agents"),
+    ("views",),
+    ("agents",),
     ("loop",),
     ("models",),
     ("lab",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 import tempfile
 import traceback
@@ -12,7 +13,6 @@ import typer
 
 from autoresearch import __version__
 from autoresearch.base.errors import UserError
-from autoresearch.commands import research, results, sample, setup, verification
 
 REMEDIES = {
     errno.ENOSPC: "free some space, then run this again",
@@ -22,33 +22,47 @@ REMEDIES = {
     errno.EROFS: "choose a place where you can write",
 }
 
-app = typer.Typer(
-    help="A machine does pretraining research overnight: propose, train, grade, judge, keep or revert, forever.",
-    epilog="Start with: autoresearch new my-lab && cd my-lab && autoresearch run",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("new")(setup.new)
-app.command("doctor")(setup.doctor_)
-app.command("prepare")(setup.prepare)
-app.command("train")(setup.train)
-app.command("run")(research.run)
-app.command("try")(research.try_)
-app.command("guide")(research.guide)
-app.command("papers")(research.papers)
-app.command("mcp")(research.mcp)
-app.command("status")(results.status)
-app.command("log")(results.log)
-app.command("show")(results.show)
-app.command("report")(results.report_)
-app.command("chart")(results.chart)
-app.command("confirm")(verification.confirm)
-app.command("replay")(verification.replay)
-app.command("aa")(verification.aa)
-app.command("audit")(verification.audit)
-app.command("sample")(sample.sample)
+COMMANDS = {  # where each is, in the order of --help
+    "new": "setup.new",
+    "doctor": "setup.doctor_",
+    "prepare": "setup.prepare",
+    "train": "setup.train",
+    "run": "research.run",
+    "try": "research.try_",
+    "guide": "research.guide",
+    "papers": "research.papers",
+    "mcp": "research.mcp",
+    "status": "results.status",
+    "log": "results.log",
+    "show": "results.show",
+    "report": "results.report_",
+    "chart": "results.chart",
+    "confirm": "verification.confirm",
+    "replay": "verification.replay",
+    "aa": "verification.aa",
+    "audit": "verification.audit",
+    "sample": "sample.sample",
+}
+
+
+def assembled(wanted: str | None = None) -> typer.Typer:
+    """The program with the wanted command, or with all of them if it has no such command.
+
+    Commands are imported only if they are needed: `status` should not wait for what `run` imports.
+    """
+    app = typer.Typer(
+        help="A machine does pretraining research overnight: propose, train, grade, judge, keep or revert, forever.",
+        epilog="Start with: autoresearch new my-lab && cd my-lab && autoresearch run",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for name in [wanted] if wanted in COMMANDS else COMMANDS:
+        module, function = COMMANDS[name].split(".")
+        app.command(name)(getattr(importlib.import_module(f"autoresearch.commands.{module}"), function))
+    app.callback()(_options)
+    return app
 
 
 # ---------------------------------------------------------------- the error boundary
@@ -60,7 +74,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -72,7 +85,7 @@ def run() -> int | None:
     """Run a command. Exit codes: 0 done, 1 an error the user can fix, 3 a bug of ours, 130 stopped by Ctrl-C."""
     code: int | None
     try:
-        code = app(standalone_mode=False)
+        code = assembled(*sys.argv[1:2])(standalone_mode=False)
     except UserError as error:
         code = _complain(str(error))
     except typer.TyperException as error:

@@ -17,7 +17,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
 from autoresearch.base.errors import UserError
-from autoresearch.cli import app
+from autoresearch.cli import assembled
 from autoresearch.judging.audit import Audit, Keep, audit, binomial_interval, estimated, greedy_keeps
 from autoresearch.ledger.records import Status
 from autoresearch.ledger.report import Row
@@ -234,15 +234,15 @@ def test_a_description_has_no_effect_on_the_terminal() -> None:
 def test_the_command_reads_any_results_tsv(tmp_path: Path) -> None:
     path = tmp_path / "results.tsv"
     path.write_text(to_tsv(BIG_SMALL))
-    done = CliRunner().invoke(app, ["audit", str(path), "--sigma", "0.0005", "--json"])
+    done = CliRunner().invoke(assembled(), ["audit", str(path), "--sigma", "0.0005", "--json"])
     assert done.exit_code == 0, done.output
     assert [keep["survives"] for keep in json.loads(done.output)["keeps"]] == [True, False]
-    assert "2 keeps" in CliRunner().invoke(app, ["audit", str(path)]).output
+    assert "2 keeps" in CliRunner().invoke(assembled(), ["audit", str(path)]).output
 
 
 def test_a_bad_file_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "results.tsv"
     path.write_text("nothing\n")
-    done = CliRunner().invoke(app, ["audit", str(path)])
+    done = CliRunner().invoke(assembled(), ["audit", str(path)])
     assert isinstance(done.exception, UserError)
     assert "is not a results.tsv" in str(done.exception)

@@ -317,7 +317,8 @@ def test_an_invalid_run_after_a_keep_does_not_end_the_search() -> None:
 
 def test_an_invalid_trial_is_no_evidence() -> None:
     cheat = a_trial(1, 1.0, a_run(0.1, invalid="it looked ahead"), status=Status.INVALID)
-    assert scored(with_trials(kept(1.0), [cheat])) == list(kept(1.0).trials)
+    honest = kept(1.0)
+    assert scored(with_trials(honest, [cheat])) == list(honest.trials)
 
 
 def test_after_a_rewind_a_candidate_is_judged_against_where_the_search_went_back_to() -> None:
@@ -327,7 +328,7 @@ def test_after_a_rewind_a_candidate_is_judged_against_where_the_search_went_back
     assert before
     assert after
     assert before.gain < 0 < after.gain
-    assert believed(campaign, noise_of(campaign)).programs["c1"].mean > 1.0
+    assert believed(campaign).programs["c1"].mean > 1.0
 
 
 def test_fresh_runs_of_the_incumbent_count_when_the_next_candidate_is_judged() -> None:

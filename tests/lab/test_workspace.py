@@ -109,3 +109,18 @@ def test_the_weights_of_one_run_are_dropped_or_of_all(lab: Path) -> None:
     assert [path.exists() for path in weights] == [True, False, True]
     workspace.drop_checkpoints(3)
     assert [path.exists() for path in weights] == [False, False, False]
+
+
+def test_half_written_files_are_cleared_where_a_killed_loop_may_have_left_them(lab: Path) -> None:
+    workspace = Workspace.open(lab)
+    places = [lab, workspace.state, *(workspace.trial_directory(number) for number in (9, 99, 9999, 10000, 10001))]
+    litter = [place / name for place in places for name in (".results.tsv.x1.tmp", ".patch.diff.x2.tmp")]
+    for path in litter:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    (lab / ".mine.tmp").write_text("not ours")
+    workspace.clear()
+    left = {path.relative_to(lab).as_posix() for path in litter if path.exists()}
+    old = ".autoresearch/trials/0009/"
+    assert left == {".patch.diff.x2.tmp", f"{old}.results.tsv.x1.tmp", f"{old}.patch.diff.x2.tmp"}
+    assert (lab / ".mine.tmp").exists()

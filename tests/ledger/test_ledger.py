@@ -93,3 +93,40 @@ def test_a_lab_without_a_ledger_has_no_campaign(tmp_path: Path) -> None:
     ledger.repair()
     assert ledger.campaign() is None
     assert ledger.next_trial() == 0
+
+
+def test_what_follows_a_mark_is_read_alone_and_only_in_the_same_file(ledger: Ledger) -> None:
+    ledger.campaigns()
+    mark = ledger.mark
+    assert ledger.since(mark) == []
+    ledger.append(EVENTS[-2])
+    ledger.append(EVENTS[-1])
+    assert ledger.since(mark) == EVENTS[-2:]
+    data = ledger.path.read_bytes()
+    ledger.path.write_bytes(data.replace(b"out of memory", b"out of money!"))
+    assert ledger.since(mark) is None
+    ledger.path.unlink()
+    assert ledger.since(mark) is None
+
+
+def test_a_trial_whose_own_line_was_set_aside_is_unknown_and_its_number_is_not_used_again(ledger: Ledger) -> None:
+    lines = ledger.path.read_bytes().split(b"\n")
+    first = next(place for place, line in enumerate(lines) if line.startswith(b'{"type": "proposed"'))
+    lines[first] = b"garbled"
+    ledger.path.write_bytes(b"\n".join(lines))
+    ledger.set_aside_garbled()
+    campaign = ledger.campaign()
+    assert campaign
+    assert [trial.number for trial in campaign.trials] == [1]
+    assert ledger.next_trial() == 2
+
+
+def test_a_garbled_line_stops_every_reading_until_it_is_repaired(ledger: Ledger) -> None:
+    ledger.campaigns()
+    with ledger.path.open("ab") as file:
+        file.write(b"null\n123\n{}\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"cannot read line {len(EVENTS) + 1} of"):
+            ledger.campaigns()
+    assert [line for _, line in ledger.set_aside_garbled()] == [b"null", b"123", b"{}"]
+    assert ledger.campaign()

@@ -10,9 +10,10 @@ import pytest
 
 from autoresearch.base.errors import Exhausted, UserError
 from autoresearch.ledger.records import CrashKind, Proposal, Status
+from autoresearch.researchers.builtin.bench import single_move
 from autoresearch.researchers.builtin.deck import DECK
 from autoresearch.researchers.builtin.history import moves_of, pasts_of
-from autoresearch.researchers.builtin.researcher import BuiltinResearcher, single_move
+from autoresearch.researchers.builtin.researcher import BuiltinResearcher
 from autoresearch.researchers.interface import Archive, Brief, Failure, Kit
 from autoresearch.researchers.source import constants
 from campaigns import Files, after, begun, driven, run_of

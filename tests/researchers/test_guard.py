@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from autoresearch.ledger.records import Proposal
-from autoresearch.researchers.guard.duplicates import near_duplicate
 from autoresearch.researchers.guard.fingerprint import fingerprint
 from autoresearch.researchers.guard.rules import broken_rule
 from lab_files import LAB
@@ -112,15 +111,6 @@ def test_an_unused_seed_may_leave_the_imports_with_its_use() -> None:
 )
 def test_a_change_of_more_than_seeds_may_run(changes: list[tuple[str, str]]) -> None:
     assert seeded(*changes) is None
-
-
-def test_what_was_tried_is_not_tried_again_with_another_seed() -> None:
-    past = SEEDED.replace("RATE = 0.1", "RATE = 0.2")
-    again = past.replace("manual_seed(0)", "manual_seed(1)")
-    assert "only seeds distinguish it from trial 4" in str(
-        near_duplicate({"train.py": again}, [("4", {"train.py": past})])
-    )
-    assert near_duplicate({"train.py": past}, [("4", {"train.py": past})]) is None
 
 
 def test_the_shipped_train_py_is_held_to_the_programs_seed() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from autoresearch.ledger.records import Proposal
 from autoresearch.researchers.builtin.history import (
     LEAST_NOISE,
     MOST_NOISE,
     Move,
+    latest,
     moves_of,
     noise_of,
     note_of,
@@ -69,3 +72,16 @@ def test_noise_is_taken_from_replicates_or_else_from_what_most_moves_did() -> No
     measured = dataclasses.replace(brief.campaign, trials=(base, *brief.campaign.trials[1:]))
     assert abs(noise_of(measured, pasts_of(measured)) - 0.002) < 1e-6
     assert LEAST_NOISE <= noise_of(start().campaign, []) <= MOST_NOISE
+
+
+def test_the_latest_trials_stand_as_if_the_search_had_begun_with_what_was_kept_before_them() -> None:
+    brief = start()
+    for val_bpb in (1.9, 2.5, 1.8, 2.2, 1.7, None):
+        brief = tried(brief, val_bpb, UP)
+    pasts = pasts_of(brief.campaign)
+    assert latest(pasts, 6) == pasts
+    short = latest(pasts, 3)
+    assert [past.trial for past in short] == [4, 5, 6]
+    assert [past.chain for past in short] == [(4,), (5,), (5, 6)]
+    assert [past.level for past in short] == [pytest.approx(2.2 / 1.8 - 1), pytest.approx(1.7 / 1.8 - 1), None]
+    assert [past.change for past in short] == [past.change for past in pasts[3:]]

@@ -174,9 +174,9 @@ def test_a_researcher_at_work_goes_on_like_a_fresh_one(make: Callable[[], Resear
 
 
 def test_a_brief_is_not_changed(make: Callable[[], Researcher], brief: Brief) -> None:
-    before = copy.deepcopy(brief)
+    before = copy.deepcopy(dataclasses.asdict(brief))
     make().propose(brief)
-    assert brief == before
+    assert dataclasses.asdict(brief) == before
 
 
 def test_a_refused_proposal_is_not_repeated(make: Callable[[], Researcher], brief: Brief) -> None:

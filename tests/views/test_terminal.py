@@ -15,7 +15,7 @@ from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Crash, CrashKind, Status
 from autoresearch.ledger.report import rows, run_seconds, summarize
 from autoresearch.ledger.results_tsv import from_tsv
-from autoresearch.views import terminal
+from autoresearch.views import setup, terminal
 from published import PUBLISHED, campaign, trial
 
 NASTY = "halve [red]batch[/red] [link=file:///etc]x[/] \x1b[2J\x1b]0;owned\x07\u202eend"
@@ -137,9 +137,9 @@ def test_status_says_whether_a_loop_works_and_on_what() -> None:
 
 def test_a_check_that_fails_says_what_to_do() -> None:
     out = console()
-    terminal.show_check(Check("git", True, "2.39", "never shown"), out)
-    terminal.show_check(Check("sandbox", None, "none", "install [bubblewrap]"), out)
-    terminal.show_check(Check("torch", False, "ImportError"), out)
+    setup.show_check(Check("git", True, "2.39", "never shown"), out)
+    setup.show_check(Check("sandbox", None, "none", "install [bubblewrap]"), out)
+    setup.show_check(Check("torch", False, "ImportError"), out)
     assert [line.split() for line in printed(out).splitlines()] == [
         ["ok", "git", "2.39"],
         ["warn", "sandbox", "none:", "install", "[bubblewrap]"],
@@ -150,13 +150,13 @@ def test_a_check_that_fails_says_what_to_do() -> None:
 def test_the_table_of_a_fit_stands_under_its_head_and_its_plan_has_the_reasons() -> None:
     out, setting = console(), Setting(2, 8, evaluate=True)
     found = Measurement(2048, 1_200_000, 0.059, 0.015, 500.0, 22_000.0, 400_000, 0.025)
-    terminal.show_measurement(FitRow(setting, found), out, first=True)
-    terminal.show_measurement(FitRow(Setting(4, 16), None, NASTY), out, first=False)
+    setup.show_measurement(FitRow(setting, found), out, first=True)
+    setup.show_measurement(FitRow(Setting(4, 16), None, NASTY), out, first=False)
     goal = Goal(256, 60, Setting(4, 16), 2**16)
-    terminal.show_plan(plan_of(setting, found, goal), goal, Setting(3, 8), out)
+    setup.show_plan(plan_of(setting, found, goal), goal, Setting(3, 8), out)
     said = printed(out)
     head, first, second, *_ = said.splitlines()
-    assert head == terminal.FIT_HEAD
+    assert head == setup.FIT_HEAD
     assert first.split()[:3] == ["2", "8", "1.2"]
     assert len(first) == len(head)
     assert "27,676" in first

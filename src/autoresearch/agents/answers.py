@@ -1,18 +1,20 @@
-"""What an agent or a command asks about a lab: status, history, one trial, guidance, papers."""
+"""What an agent or a command asks about a lab: status, history, one trial, guidance."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
+from autoresearch.agents import overview
+from autoresearch.agents.overview import Overview
 from autoresearch.base.errors import UserError
-from autoresearch.judging import claims, comparability
-from autoresearch.lab import config, past_trials
+from autoresearch.judging import comparability
+from autoresearch.lab import past_trials
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.loop import compose
 
 TAIL_LINES = 15
 CURVE_POINTS = 20
@@ -24,7 +26,7 @@ class Answers:
 
     workspace: Workspace
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return Ledger(self.workspace.ledger)
 
@@ -43,26 +45,32 @@ class Answers:
             raise UserError(f"{self.workspace.root} has no campaign{f' {tag}' if tag else ''} yet: {known}")
         return found
 
+    def overview(self, tag: str | None = None) -> Overview:
+        """Where the campaign with that tag stands, or the latest.
+
+        Raises:
+            UserError: there is none, or its runs are of several classes.
+        """
+        path = self.workspace.overview
+        return overview.read(path, self.ledger, tag) or overview.save(path, self.ledger, self.campaign(tag))
+
     def status(self, tag: str | None = None) -> dict[str, object]:
         """Where the campaign stands, and whether a loop is running."""
-        campaign = self.campaign(tag)
-        summary = claims.summary(campaign)
-        spent = {"tokens": campaign.tokens, "usd": round(campaign.usd, 4), "refused": len(campaign.refused)}
-        running = self.workspace.is_locked()
-        found = claims.of(campaign.sealed)
+        found, running = self.overview(tag), self.workspace.is_locked()
         return {
-            "tag": campaign.tag,
-            "class": comparability.text(campaign),
+            "tag": found.started.tag,
+            "class": str(found.comparable) if found.comparable else None,
             "running": running,
-            "spent": spent,
-            "summary": dataclasses.asdict(summary),
-            "standing": dataclasses.asdict(found) if found else None,
+            "spent": {"tokens": found.tokens, "usd": round(found.usd, 4), "refused": found.refused},
+            "summary": dataclasses.asdict(found.report),
+            "standing": dataclasses.asdict(found.standing) if found.standing else None,
         }
 
     def history(self, limit: int | None = 20, tag: str | None = None) -> list[dict[str, object]]:
         """The last trials (all if there is no limit), newest last, each with the class of its val_bpb."""
         campaign = self.campaign(tag)
-        both = list(zip(report.rows(campaign), campaign.finished, strict=True))[-limit if limit else None :]
+        rows = report.rows(campaign, limit)
+        both = zip(rows, campaign.finished[len(campaign.finished) - len(rows) :], strict=True)
         return [
             {
                 **dataclasses.asdict(row),
@@ -118,7 +126,3 @@ class Answers:
 
     def guidance(self) -> str:
         return self.workspace.read_guidance()
-
-    def papers(self, query: str) -> str:
-        """What the literature says about a query."""
-        return compose.literature(self.workspace, config.load(self.workspace.program)[0], query)

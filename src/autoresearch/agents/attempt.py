@@ -61,6 +61,10 @@ class InteractiveLab(Answers):
                 "notice": compose.notice(stages.campaign(tag), self.workspace, ("prepare.py",)),
             }
 
+    def papers(self, query: str) -> str:
+        """What the literature says about a query."""
+        return compose.literature(self.workspace, config.load(self.workspace.program)[0], query)
+
 
 class _Agent:
     """Takes the researcher's place in the loop. Here the agent calls, and is never asked."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autoresearch.agents.answers import Answers
+from autoresearch.agents.attempt import InteractiveLab
 from autoresearch.base.errors import UserError
 
 
@@ -50,7 +50,7 @@ class Tool:
     name: str
     description: str
     arguments: type[Arguments]
-    answer: Callable[[Answers, Any], object] | None
+    answer: Callable[[InteractiveLab, Any], object] | None
     read_only: bool = True
 
 

@@ -8,14 +8,17 @@ import typer
 from rich.console import Console
 
 from autoresearch.agents.attempt import InteractiveLab
+from autoresearch.agents.overview import Refresher
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.commands.results import show_report
 from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
+from autoresearch.ledger.records import RunEvent
 from autoresearch.loop import compose, stopping
 from autoresearch.loop.loop import run_campaign
 from autoresearch.views import terminal
+from autoresearch.views.live import LiveView
 
 
 def run(
@@ -55,10 +58,16 @@ def run(
                 f"campaign {tag} was started with the judge {begun.started.judge}; it continues with {settings.judge}"
             )
         with (
-            terminal.LiveView(console, begun) as view,
+            LiveView(console, begun) as view,
             stopping.interrupts(console.print) as interrupted,
         ):
-            stages = compose.compose(workspace, ledger, settings, tag, view.event, view.progress)
+            refresher = Refresher(workspace.overview, ledger, tag)
+
+            def progress(trial: int, event: RunEvent) -> None:
+                view.progress(trial, event)
+                refresher.hear(event)
+
+            stages = compose.compose(workspace, ledger, settings, tag, view.event, progress)
             run_campaign(stages, tag, stopping.enough(trials, hours, interrupted), interrupted)
         show_report(workspace, ledger.campaign(tag), console)
 
@@ -79,7 +88,7 @@ def try_(
     """
     beside = InteractiveLab(Workspace.open(lab))
     with (
-        terminal.LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view,
+        LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view,
         stopping.ended_as_by_hand(),
     ):
         result = beside.try_edits(message, why=why, tag=tag, announce=view.event, progress=view.progress)

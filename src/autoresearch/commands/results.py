@@ -29,10 +29,7 @@ def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json(beside.status(tag))
         return
-    campaign = beside.campaign(tag)
-    running = beside.workspace.is_locked()
-    comparable = comparability.class_of(campaign)
-    terminal.show_status(campaign, claims.summary(campaign), running, Console(), claims.of(campaign), comparable)
+    terminal.show_status(beside.overview(tag), beside.workspace.is_locked(), Console())
 
 
 def log(
@@ -50,9 +47,8 @@ def log(
         print_json(beside.history(limit, tag))
         return
     campaign = beside.campaign(tag)
-    rows = report.rows(campaign)
     disturbed = Counter(run.trial for run in campaign.disturbed)
-    terminal.show_log(rows[-limit:] if limit else rows, Console(), comparability.names(campaign), disturbed)
+    terminal.show_log(report.rows(campaign, limit), Console(), comparability.names(campaign), disturbed)
 
 
 def show(

@@ -19,7 +19,7 @@ from autoresearch.lab.sizing.planner import Row
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.loop import compose, recovery
-from autoresearch.views import terminal
+from autoresearch.views import setup as view
 
 # percent of the processors; above this, sizes would be chosen for a machine that is slower than it is at night
 BUSY_PERCENT = 25
@@ -90,7 +90,7 @@ def doctor_(
     for check in doctor.examine(lab.resolve()):
         checks.append(check)
         if not as_json:
-            terminal.show_check(check, Console())
+            view.show_check(check, Console())
     if as_json:
         print_json(checks)
     if any(check.ok is False for check in checks):
@@ -106,14 +106,14 @@ def _fit(lab: Path, *, as_json: bool) -> None:
     def announce(row: Row) -> None:
         rows.append(row)
         if not as_json:
-            terminal.show_measurement(row, console, first=len(rows) == 1)
+            view.show_measurement(row, console, first=len(rows) == 1)
 
     with workspace.lock():  # meanwhile no loop may use the machine or read the files
         found = fitting.fit_lab(workspace, python, config.run_environment(), settings.memory_gb, announce)
     if as_json:
         print_json(found)
         return
-    terminal.show_plan(found.plan, found.goal, found.unmeasured, console)
+    view.show_plan(found.plan, found.goal, found.unmeasured, console)
     if found.busy_percent > BUSY_PERCENT:
         print(
             f"other programs used {found.busy_percent:.0f} % of the processors: run --fit again when the machine is "

@@ -25,7 +25,8 @@ from autoresearch.loop import compose, stopping
 from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.loop.loop import replay as replayed
 from autoresearch.loop.stages import Stages
-from autoresearch.views import terminal, verdicts
+from autoresearch.views import verdicts
+from autoresearch.views.live import LiveView
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def at_work(
         name = tag(ledger, workspace)
         console = Console(stderr=True)
         with (
-            terminal.LiveView(console, ledger.campaign(name)) as view,
+            LiveView(console, ledger.campaign(name)) as view,
             stopping.interrupts(console.print) as interrupted,
         ):
             yield (

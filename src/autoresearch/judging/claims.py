@@ -79,7 +79,7 @@ def progress(campaign: Campaign) -> tuple[Step, ...]:
     if not lineage or not lineage[0].scores:
         return ()
     level = judge.noise_of(campaign)
-    beliefs = judge.believed(campaign, level).programs
+    beliefs = judge.believed(campaign).programs
     sure = {
         each.trial: contrast
         for each in campaign.confirmations
@@ -178,7 +178,7 @@ def expected(campaign: Campaign, trial: Trial) -> tuple[float, float] | None:
 def _false_keeps(campaign: Campaign, level: Noise) -> float:
     """How many keeps that lead to the incumbent are expected to be no better than what they replaced, by today's noise
     and everything that was run since."""
-    beliefs = judge.believed(campaign, level)
+    beliefs = judge.believed(campaign)
     doubt = 0.0
     for before, trial in itertools.pairwise(campaign.lineage):
         if trial.scores and before.proposed.commit in beliefs.programs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import Decision, Estimate, Status, Wanted
 
 AGAIN = 1.5  # a fresh proposal may be run again too, which its own worth does not include
+REMEMBERED = 4  # campaigns whose estimates are kept: the latest state is asked for again and again
 BASELINE = Decision(Status.KEEP, "baseline")
 
 
@@ -97,7 +99,7 @@ class PosteriorJudge:
         if decision := unfit(candidate):
             return decision
         level = noise_of(campaign)  # its own scatter does not decide about it
-        beliefs = believed(campaign, level)
+        beliefs = believed(campaign)
         parent = beliefs.programs[campaign.incumbent.proposed.commit]
         seen = observed(candidate, level, campaign.trials[0])
         gain = posterior.gain(parent, beliefs.effects, seen)
@@ -176,6 +178,7 @@ def scored(campaign: Campaign) -> list[Trial]:
     return [t for t in campaign.finished if t.evidence and t.verdict and t.verdict.status is not Status.INVALID]
 
 
+@functools.lru_cache(maxsize=REMEMBERED)
 def noise_of(campaign: Campaign) -> Noise:
     """The noise of a run, from everything the campaign has run."""
     return measured(scored(campaign))
@@ -186,9 +189,10 @@ def measured(trials: Iterable[Trial]) -> Noise:
     return noise.pooled([trial.evidence for trial in trials])
 
 
-def believed(campaign: Campaign, level: Noise) -> Beliefs:
+@functools.lru_cache(maxsize=REMEMBERED)
+def believed(campaign: Campaign) -> Beliefs:
     """What the campaign's scored trials say about each program, by its commit, and about the next proposal."""
-    trials = scored(campaign)
+    trials, level = scored(campaign), noise_of(campaign)
     return posterior.believe([observed(trial, level, campaign.trials[0]) for trial in trials], level.sigma)
 
 

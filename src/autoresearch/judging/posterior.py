@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 NORMAL = statistics.NormalDist()
 # The prior of a proposal's gain: its spread in units of the noise before any gain was seen, and the number of proposals
@@ -34,8 +35,7 @@ FEWEST = 3  # gains to learn from
 PASSES = 2  # the gains that the effects are learned from depend on the effects, but only a little
 
 
-@dataclass(frozen=True)
-class Gaussian:
+class Gaussian(NamedTuple):
     mean: float
     variance: float
 
@@ -70,11 +70,6 @@ class Mixture:
     def spread(self) -> float:
         return math.sqrt(self.variance)
 
-    @property
-    def collapsed(self) -> Gaussian:
-        """The Gaussian with the same mean and variance."""
-        return Gaussian(self.mean, self.variance)
-
     def above(self, bar: float, at_most: Callable[[float], float]) -> float:
         """The probability of being above the bar. `at_most` gives it for a distance in standard errors."""
         return math.fsum(weight * at_most((part.mean - bar) / part.spread) for weight, part in self.parts)
@@ -91,8 +86,7 @@ class Bar:
         return self.needed + self.errors * gain.spread
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """A program's runs: their mean and its variance. `parent` is the key of the program that it changed."""
 
     key: str
@@ -140,13 +134,18 @@ def updated(parent: Gaussian, effects: Mixture, seen: Observation) -> tuple[Gaus
         return parent, Gaussian(seen.mean, seen.variance)
     parents, candidates = [], []
     for weight, prior in weighed(parent, effects, seen):
-        expected = parent.mean - prior.mean
-        total = parent.variance + prior.variance + seen.variance
-        surprise = (seen.mean - expected) / total
-        before, rest = parent.variance + prior.variance, (prior.variance + seen.variance) / total
-        parents.append((weight, Gaussian(parent.mean + parent.variance * surprise, parent.variance * rest)))
-        candidates.append((weight, Gaussian(expected + before * surprise, before * seen.variance / total)))
-    return Mixture(tuple(parents)).collapsed, Mixture(tuple(candidates)).collapsed
+        before = parent.variance + prior.variance
+        total, expected = before + seen.variance, parent.mean - prior.mean
+        surprise, rest = (seen.mean - expected) / total, prior.variance + seen.variance
+        parents.append((weight, parent.mean + parent.variance * surprise, parent.variance * rest / total))
+        candidates.append((weight, expected + before * surprise, before * seen.variance / total))
+    return collapsed(parents), collapsed(candidates)
+
+
+def collapsed(parts: Sequence[tuple[float, float, float]]) -> Gaussian:
+    """The Gaussian with the mean and variance of a mixture, whose parts are weight, mean and variance."""
+    mean = sum([weight * mean for weight, mean, _ in parts])
+    return Gaussian(mean, sum([weight * (variance + (each - mean) ** 2) for weight, each, variance in parts]))
 
 
 def is_far(parent: Gaussian, effects: Mixture, seen: Observation) -> bool:
@@ -170,14 +169,14 @@ def gain(parent: Gaussian, effects: Mixture, seen: Observation) -> Mixture:
 
 def weighed(parent: Gaussian, effects: Mixture, seen: Observation) -> list[tuple[float, Gaussian]]:
     """The parts of the prior, each with the probability that the candidate's effect is of that kind."""
-    logs = []
+    noise, difference, logs = parent.variance + seen.variance, parent.mean - seen.mean, []
     for weight, prior in effects.parts:
-        total = parent.variance + prior.variance + seen.variance
-        distance = parent.mean - seen.mean - prior.mean
-        logs.append(math.log(weight) - (math.log(total) + distance**2 / total) / 2)
+        total = prior.variance + noise
+        logs.append(math.log(weight) - (math.log(total) + (difference - prior.mean) ** 2 / total) / 2)
     most = max(logs)
     weights = [math.exp(each - most) for each in logs]
-    return [(weight / math.fsum(weights), prior) for weight, (_, prior) in zip(weights, effects.parts, strict=True)]
+    whole = sum(weights)
+    return [(weight / whole, prior) for weight, (_, prior) in zip(weights, effects.parts, strict=True)]
 
 
 def learned(gains: Sequence[Gaussian], sigma: float) -> Mixture:

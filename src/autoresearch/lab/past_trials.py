@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.executors.run_output import Tail, tail
@@ -27,16 +27,11 @@ class _Reader:
     workspace: Workspace
     ledger: Ledger
     editable: tuple[str, ...]
-    known: dict[int, Mapping[str, str]] = field(default_factory=dict)  # a trial's files never change
 
     def files(self, number: int) -> Mapping[str, str]:
-        if number not in self.known:
-            trial = self.ledger.trial(number)
-            if trial is None:
-                return {}
-            found = self.workspace.files(trial.proposed.commit)
-            self.known[number] = {p: found[p].decode(errors="replace") for p in self.editable if p in found}
-        return self.known[number]
+        trial = self.ledger.trial(number)
+        found = self.workspace.files(trial.proposed.commit) if trial else {}
+        return {path: found[path].decode(errors="replace") for path in self.editable if path in found}
 
     def patch(self, number: int) -> str:
         return _text(self.workspace.trial_directory(number) / "patch.diff")

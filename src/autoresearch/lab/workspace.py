@@ -14,12 +14,13 @@ from filelock import FileLock, Timeout
 from autoresearch.base import atomic, git
 from autoresearch.base.errors import UserError
 from autoresearch.grading.protocol import CHECKPOINT
-from autoresearch.lab.hardware import GIBIBYTE
 
 LAB_FILES = ("prepare.py", "train.py", "program.md")
 FROM_THE_COMMIT = ("prepare.py", "train.py")  # program.md is read as it is in the checkout
 NAMESPACES = ("refs/autoresearch", "refs/heads/autoresearch")  # of this program's references
+GIBIBYTE = 2**30
 WAIT_SECONDS = 1.0
+LATEST = 4  # trials whose directories are cleared of half-written files: one at work, and those asked for ahead
 PRIVATE = 0o700  # transcripts and logs are for their owner alone
 
 
@@ -34,6 +35,7 @@ class Workspace:
         self.chart = root / "progress.png"
         self.guidance = self.state / "guidance.md"
         self.ledger = self.state / "ledger.jsonl"
+        self.overview = self.state / "overview.msgpack"
         self.trials = self.state / "trials"
         self.worktrees = self.state / "worktrees"
 
@@ -111,12 +113,18 @@ class Workspace:
         for pattern in (f".{self.results.name}.*.tmp", f".{self.chart.name}.*.tmp"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
-        for path in self.state.rglob(".*.tmp"):
-            if path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
+        for place in (self.state, *self._latest_trials()):
+            for path in place.glob(".*.tmp"):
+                if path.is_file() and not path.is_symlink():
+                    path.unlink(missing_ok=True)
         if self.worktrees.is_dir():
             for path in self.worktrees.iterdir():
                 git.remove_worktree(self.root, path)
+
+    def _latest_trials(self) -> list[Path]:
+        """The directories of the trials that a killed loop may have been writing in."""
+        found = self.trials.glob("[0-9]*")
+        return sorted(found, key=lambda path: (len(path.name), path.name))[-LATEST:]
 
     @staticmethod
     def branch(tag: str) -> str:

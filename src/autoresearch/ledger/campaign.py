@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -17,11 +16,12 @@ DATA = ("train_sha256", "val_sha256")  # identify the text in a run's environmen
 PROSE = (".md", ".gitignore")  # endings of frozen files that cannot change a number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A proposal with the runs and the verdict it has so far. The first trial of a campaign is its baseline.
 
-    `runs` are evidence. Runs that were set aside because something disturbed them are only in `disturbed`.
+    `runs` are evidence. Runs that were set aside because something disturbed them are only in `disturbed`. A trial that
+    has one more run or a verdict is another object; one is equal to itself only.
     """
 
     proposed: TrialProposed
@@ -34,8 +34,8 @@ class Trial:
         if any(run.run == each.run for each in self.every_run):
             return self
         if run.set_aside:
-            return replace(self, disturbed=(*self.disturbed, run))
-        return replace(self, runs=(*self.runs, run))
+            return Trial(self.proposed, self.runs, self.verdict, (*self.disturbed, run))
+        return Trial(self.proposed, (*self.runs, run), self.verdict, self.disturbed)
 
     @property
     def every_run(self) -> tuple[RunEnded, ...]:
@@ -52,7 +52,7 @@ class Trial:
         scores = self.scores
         return math.fsum(scores) / len(scores) if scores else None
 
-    @functools.cached_property
+    @cached_property
     def evidence(self) -> tuple[tuple[int, float], ...]:
         """Seed and val_bpb of each run that counts. A replay does not: it repeats the luck of its seed."""
         return tuple(
@@ -61,7 +61,7 @@ class Trial:
             if run.score and not run.invalid and run.purpose is not Purpose.REPLAY and math.isfinite(run.score.val_bpb)
         )
 
-    @functools.cached_property
+    @cached_property
     def scores(self) -> tuple[float, ...]:
         """The val_bpb of each run that counts."""
         return tuple(score for _, score in self.evidence)
@@ -78,9 +78,11 @@ class Trial:
         peaks = [run.memory_gb for run in self.runs if run.memory_gb is not None]
         return max(peaks, default=None)
 
-    @property
+    @cached_property
     def sealed(self) -> Trial:
         """The same without the holdout's scores."""
+        if not any(run.holdout for run in self.every_run):
+            return self
         runs, disturbed = (tuple(replace(run, holdout=None) for run in each) for each in (self.runs, self.disturbed))
         return replace(self, runs=runs, disturbed=disturbed)
 
@@ -93,9 +95,12 @@ class Trial:
         return next((run.invalid for run in reversed(self.runs) if run.invalid), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Campaign:
-    """One unbroken search: its start, its trials in order (the baseline first), and what was refused."""
+    """One unbroken search: its start, its trials in order (the baseline first), and what was refused.
+
+    It never changes, and what is computed from it is kept: one is equal to itself only.
+    """
 
     started: CampaignStarted
     trials: tuple[Trial, ...] = ()
@@ -107,7 +112,7 @@ class Campaign:
     def tag(self) -> str:
         return self.started.tag
 
-    @property
+    @cached_property
     def finished(self) -> tuple[Trial, ...]:
         return tuple(trial for trial in self.trials if trial.verdict)
 
@@ -116,7 +121,7 @@ class Campaign:
         """The trial whose commit the next proposal starts from; None until the baseline is kept."""
         return self.lineage[-1] if self.lineage else None
 
-    @property
+    @cached_property
     def lineage(self) -> tuple[Trial, ...]:
         """The kept trials that lead to the incumbent, the baseline first."""
         return tuple(trial for trial in self.kept if trial.number not in self.taken_back)
@@ -159,14 +164,15 @@ class Campaign:
     def classes(self, *trials: Trial) -> tuple[Comparable, ...]:
         """The classes of the scored runs of these trials (default: of all), in order, each once."""
         runs = (run for trial in trials or self.trials for run in trial.runs if run.score)
-        return tuple(dict.fromkeys(map(self.class_of, runs)))
+        unlike = {(run.device, *map(run.environment.get, DATA)): run for run in runs}
+        return tuple(dict.fromkeys(map(self.class_of, unlike.values())))
 
-    @property
+    @cached_property
     def disturbed(self) -> tuple[RunEnded, ...]:
         """The runs that were set aside and made again, because something disturbed them."""
         return tuple(run for trial in self.trials for run in trial.disturbed)
 
-    @property
+    @cached_property
     def sealed(self) -> Campaign:
         """The same without the holdout's scores, for whoever proposes."""
         return replace(self, trials=tuple(trial.sealed for trial in self.trials))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from autoresearch.ledger.records import Crash, Estimate, Outcome, Purpose, Scalar, Score, Status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CampaignStarted:
     """A search on the branch `autoresearch/<tag>` started at the commit `base`.
 
@@ -29,13 +29,14 @@ class CampaignStarted:
     model: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialProposed:
     """A proposal passed the guard and was committed. Trial numbers continue across all campaigns of a lab.
 
     `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` is the same without
-    numbers; `nodes` counts their syntax nodes. A `stale` proposal was written for an earlier incumbent and rebased. The
-    other fields are the proposal's own.
+    numbers; `nodes` counts their syntax nodes. `moved` says which numbers differ from the parent's, as places and new
+    values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. The other
+    fields are the proposal's own.
     """
 
     trial: int
@@ -55,9 +56,10 @@ class TrialProposed:
     stale: bool = False
     skeleton: str = ""
     nodes: int | None = None
+    moved: tuple[tuple[int, int | float], ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ProposalRefused:
     """A proposal that never became a trial, and why: the guard refused it, or the researcher `failed` to make one."""
 
@@ -70,7 +72,7 @@ class ProposalRefused:
     failed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GuidanceGiven:
     """What the user has written for the researcher, as it stands from here on."""
 
@@ -78,7 +80,7 @@ class GuidanceGiven:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunStarted:
     """`train.py` was started. A start without an end means that the run was interrupted and must be repeated."""
 
@@ -88,7 +90,7 @@ class RunStarted:
     purpose: Purpose = Purpose.TRIAL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     """The record of one run. `training_seconds` is the parent's clock from the first real batch to the request for
     grading.
@@ -130,7 +132,7 @@ class RunEnded:
     answer_per_row: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The judge's verdict on a trial, and the incumbent that the next proposal starts from. See `Decision`."""
 
@@ -144,7 +146,7 @@ class Verdict:
     simpler: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contrast:
     """The gain of the tested trial over a `reference` trial, in bits per byte, over `pairs` pairs of runs on fresh
     seeds. `margin` is half the width of its interval at the level of the test."""
@@ -155,7 +157,7 @@ class Contrast:
     pairs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Confirmation:
     """The result of a test on fresh seeds of the keeps since the last confirmed one. `trial` was the incumbent then.
 
@@ -171,7 +173,7 @@ class Confirmation:
     after: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialDropped:
     """A trial that counts for nothing any more, and why: its commit was lost."""
 
@@ -179,7 +181,7 @@ class TrialDropped:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileSaved:
     """A file of the lab that this program did not write stood where it writes one. It has another name now."""
 
@@ -192,7 +194,7 @@ class FileSaved:
         return f"{self.path} was not written by autoresearch: it is now {self.saved_as}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The loop ended, and why."""
 

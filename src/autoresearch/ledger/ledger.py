@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import contextlib
+import gc
 import json
 import os
 import threading
-import time
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from enum import Enum
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from autoresearch.base import atomic
 from autoresearch.base.errors import UserError
+from autoresearch.ledger import lines
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import (
     CampaignStarted,
     Confirmation,
     Event,
-    FileSaved,
     GuidanceGiven,
     ProposalRefused,
     RunEnded,
-    RunStarted,
-    Stopped,
     TrialDropped,
     TrialProposed,
     Verdict,
 )
 from autoresearch.ledger.records import Status
 
-VERSION = 1
+BUFFER = 2**20  # bytes that are read at a time
 REMEMBERED = 256  # bytes at the end of what was read, by which a changed file is told
 CONTROL = "noop"  # the researcher of `aa`, whose campaigns are not searches
-EVENTS: dict[str, type[Event]] = {
-    "campaign": CampaignStarted,
-    "proposed": TrialProposed,
-    "refused": ProposalRefused,
-    "guidance": GuidanceGiven,
-    "run_started": RunStarted,
-    "run_ended": RunEnded,
-    "verdict": Verdict,
-    "confirmation": Confirmation,
-    "dropped": TrialDropped,
-    "file_saved": FileSaved,
-    "stopped": Stopped,
-}
-NAMES = {event: name for name, event in EVENTS.items()}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a ledger was read: which file, how many bytes and lines of it, and the last bytes of those."""
+
+    inode: int = 0
+    read: int = 0
+    lines: int = 0
+    end: bytes = b""
 
 
 class Ledger:
@@ -62,12 +54,11 @@ class Ledger:
 
     def append(self, event: Event) -> None:
         """Write one event and force it to the disk before returning."""
-        fields = dataclasses.asdict(event)
-        line = json.dumps({"type": NAMES[type(event)], "version": VERSION, "time": time.time(), **fields})
+        line = lines.encode(event)
         is_new = not self.path.exists()
         atomic.make_directory(self.path.parent)
         with self.path.open("ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
         if is_new:
@@ -82,7 +73,7 @@ class Ledger:
             return
         whole, torn = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
         with self.path.open("r+b") as file:
-            if _is_json(torn):
+            if lines.is_json(torn):
                 file.seek(0, os.SEEK_END)
                 file.write(b"\n")
             else:
@@ -97,8 +88,8 @@ class Ledger:
 
     def set_aside_garbled(self) -> list[tuple[int, bytes]]:
         """Move lines that cannot be read to another file. Returns them with their numbers."""
-        lines = self._lines()
-        garbled = [(number, line) for number, line in enumerate(lines, start=1) if line and not self._is_readable(line)]
+        every = self._lines()
+        garbled = [(number, line) for number, line in enumerate(every, start=1) if line and not is_readable(line)]
         if garbled:
             with self.damaged.open("ab") as file:
                 file.writelines(line + b"\n" for _, line in garbled)
@@ -106,7 +97,7 @@ class Ledger:
                 os.fsync(file.fileno())
             gone = {number for number, _ in garbled}
             atomic.write(
-                self.path, b"\n".join(line for number, line in enumerate(lines, start=1) if number not in gone)
+                self.path, b"\n".join(line for number, line in enumerate(every, start=1) if number not in gone)
             )
         return garbled
 
@@ -118,17 +109,10 @@ class Ledger:
             raise UserError(f"{self.path} is a directory, but should be the lab's ledger: move it away or restore it")
         return self.path.exists()
 
-    def _is_readable(self, line: bytes) -> bool:
-        try:
-            self._read(line, 0)
-            return True
-        except UserError:
-            return False
-
     def times(self) -> dict[int, float]:
         """When each trial was proposed, in seconds since 1970."""
-        records = (json.loads(line) for line in self._lines() if self._is_readable(line))
-        return {each["trial"]: float(each["time"]) for each in records if each["type"] == NAMES[TrialProposed]}
+        records = (json.loads(line) for line in self._lines() if is_readable(line))
+        return {each["trial"]: float(each["time"]) for each in records if each["type"] == lines.NAMES[TrialProposed]}
 
     def events(self) -> Iterator[Event]:
         """Every event, oldest first. Skips a torn last line.
@@ -136,15 +120,17 @@ class Ledger:
         Raises:
             UserError: a line before the last cannot be read.
         """
-        data = self.path.read_bytes() if self._is_there() else b""
-        for number, line in enumerate(_whole_lines(data), start=1):
-            if line:
-                yield self._read(line, number)
+        if self._is_there():
+            with self.path.open("rb") as file:
+                for number, line in enumerate(whole_lines(file), start=1):
+                    if event := self._read(line, number):
+                        yield event
 
-    def _read(self, line: bytes, number: int) -> Event:
+    def _read(self, line: bytes, number: int) -> Event | None:
+        """The event of a line; None if the line is empty."""
         try:
-            return _decode(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return None if line.isspace() else lines.decode(line)
+        except lines.UnreadableError as error:
             raise UserError(
                 f"cannot read line {number} of {self.path} ({error}): restore the file from a backup, or run "
                 "`autoresearch doctor --repair`, which says what is lost and moves such lines aside"
@@ -156,30 +142,47 @@ class Ledger:
             self._catch_up()
             return self._gathered.campaigns()
 
+    @property
+    def mark(self) -> Mark:
+        """How far it was read."""
+        return self._mark
+
+    def since(self, mark: Mark) -> list[Event] | None:
+        """The events after a mark; None if there are very many, or this is not the file that was read then.
+
+        Raises:
+            UserError: a line cannot be read.
+        """
+        if not self._is_there():
+            return None
+        with self.path.open("rb") as file:
+            if not _continues(file, mark) or os.fstat(file.fileno()).st_size > mark.read + BUFFER:
+                return None
+            every = (self._read(line, number) for number, line in enumerate(whole_lines(file), start=mark.lines + 1))
+            return [event for event in every if event]
+
     def _start_over(self) -> None:
-        self._gathered, self._numbered = Gathered(), 0
-        self._inode, self._read_bytes, self._end = 0, 0, b""
+        self._gathered, self._mark = Gathered(), Mark()
 
     def _catch_up(self) -> None:
         """Take the events that were appended. Starts over if the file is another one, or not what it was."""
         if not self._is_there():
             self._start_over()
             return
-        with self.path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            file.seek(self._read_bytes - len(self._end))
-            if inode != self._inode or file.read(len(self._end)) != self._end:
+        with self.path.open("rb", BUFFER) as file, without_collecting():
+            if not _continues(file, self._mark):
                 self._start_over()
                 file.seek(0)
-            data = file.read()
-        lines = _whole_lines(data)
-        events = [self._read(line, self._numbered + number) for number, line in enumerate(lines, start=1) if line]
-        for event in events:
-            self._gathered.add(event)
-        taken = b"\n".join(lines)
-        self._inode, self._read_bytes = inode, self._read_bytes + len(taken)
-        self._numbered += taken.count(b"\n")
-        self._end = (self._end + taken)[-REMEMBERED:]
+            read, number = self._mark.read, self._mark.lines
+            try:
+                for line in whole_lines(file):
+                    if not line.startswith(lines.RUN_STARTED) and (event := self._read(line, number + 1)):
+                        self._gathered.add(event)
+                    read += len(line)
+                    number += line.endswith(b"\n")
+            finally:
+                file.seek(max(read - REMEMBERED, 0))
+                self._mark = Mark(os.fstat(file.fileno()).st_ino, read, number, file.read(min(read, REMEMBERED)))
 
     def campaign(self, tag: str | None = None) -> Campaign | None:
         """The campaign with that tag, or the latest search; None if there is none."""
@@ -189,12 +192,21 @@ class Ledger:
 
     def trial(self, number: int) -> Trial | None:
         """The trial with that number, in any campaign; None if there is none."""
-        trials = (trial for campaign in self.campaigns() for trial in campaign.trials)
-        return next((trial for trial in trials if trial.number == number), None)
+        with self._lock:
+            self._catch_up()
+            return self._gathered.trials.get(number)
 
     def next_trial(self) -> int:
         """The number of the next trial. Numbers continue across all campaigns."""
-        return sum(len(campaign.trials) for campaign in self.campaigns())
+        with self._lock:
+            self._catch_up()
+            return max(self._gathered.trials, default=-1) + 1
+
+
+def _continues(file: BinaryIO, mark: Mark) -> bool:
+    """Whether a file is the one that was read up to a mark. Then it is at that place."""
+    file.seek(max(mark.read - len(mark.end), 0))
+    return os.fstat(file.fileno()).st_ino == mark.inode and file.read(len(mark.end)) == mark.end
 
 
 class Gathered:
@@ -202,7 +214,7 @@ class Gathered:
 
     def __init__(self) -> None:
         self._started: dict[str, CampaignStarted] = {}
-        self._trials: dict[int, Trial] = {}
+        self.trials: dict[int, Trial] = {}
         self._refused: dict[str, list[ProposalRefused]] = {}
         self._guidance: dict[str, str] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
@@ -211,11 +223,14 @@ class Gathered:
     def add(self, event: Event) -> None:
         """Take the next event."""
         match event:
+            case RunEnded() | Verdict() | TrialDropped():
+                if trial := self.trials.get(event.trial):  # its own line may have been set aside
+                    self._replace(after(trial, event))
+            case TrialProposed():
+                self.trials[event.trial] = Trial(event)
+                self._changed(event.tag)
             case CampaignStarted():
                 self._started[event.tag] = event
-                self._changed(event.tag)
-            case TrialProposed():
-                self._trials[event.trial] = Trial(event)
                 self._changed(event.tag)
             case ProposalRefused():
                 self._refused.setdefault(event.tag, []).append(event)
@@ -223,13 +238,6 @@ class Gathered:
             case GuidanceGiven():
                 self._guidance[event.tag] = event.text
                 self._changed(event.tag)
-            case RunEnded():
-                self._replace(self._trials[event.trial].having(event))
-            case Verdict():
-                self._replace(dataclasses.replace(self._trials[event.trial], verdict=event))
-            case TrialDropped():
-                dropped = Verdict(event.trial, Status.INVALID, event.reason, None, None, "")
-                self._replace(dataclasses.replace(self._trials[event.trial], runs=(), verdict=dropped))
             case Confirmation():
                 self._confirmations.setdefault(event.tag, []).append(event)
                 self._changed(event.tag)
@@ -241,7 +249,7 @@ class Gathered:
         return tuple(self._made.get(tag) or self._make(tag) for tag in self._started)
 
     def _replace(self, trial: Trial) -> None:
-        self._trials[trial.number] = trial
+        self.trials[trial.number] = trial
         self._changed(trial.proposed.tag)
 
     def _changed(self, tag: str) -> None:
@@ -250,7 +258,7 @@ class Gathered:
     def _make(self, tag: str) -> Campaign:
         made = self._made[tag] = Campaign(
             self._started[tag],
-            trials=tuple(trial for trial in self._trials.values() if trial.proposed.tag == tag),
+            trials=tuple(trial for trial in self.trials.values() if trial.proposed.tag == tag),
             refused=tuple(self._refused.get(tag, ())),
             guidance=self._guidance.get(tag, ""),
             confirmations=tuple(self._confirmations.get(tag, ())),
@@ -258,51 +266,41 @@ class Gathered:
         return made
 
 
-def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines, without a last one that is torn; joined again they are the bytes before it."""
-    *lines, last = data.split(b"\n")
-    return [*lines, last if not last or _is_json(last) else b""]
+def after(trial: Trial, event: RunEnded | Verdict | TrialDropped) -> Trial:
+    """A trial after what happened to it."""
+    match event:
+        case RunEnded():
+            return trial.having(event)
+        case Verdict():
+            return Trial(trial.proposed, trial.runs, event, trial.disturbed)
+        case TrialDropped():
+            dropped = Verdict(event.trial, Status.INVALID, event.reason, None, None, "")
+            return Trial(trial.proposed, (), dropped, trial.disturbed)
 
 
-def _is_json(line: bytes) -> bool:
+def whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines with their ends, without a last one that is torn."""
+    for line in file:
+        if line.endswith(b"\n") or lines.is_json(line):
+            yield line
+
+
+def is_readable(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except ValueError:
+        lines.decode(line)
+        return True
+    except lines.UnreadableError:
         return False
-    return True
 
 
-def _decode(record: dict[str, object]) -> Event:
-    if record.pop("version") != VERSION:
-        raise ValueError("written by another version of autoresearch")
-    record.pop("time")
-    event = _build(EVENTS[str(record.pop("type"))], record)
-    return typing.cast(Event, event)
-
-
-# the ledger is read several times per trial, and type hints are slow to resolve
-_hints = functools.cache(typing.get_type_hints)
-
-
-def _build(kind: type, value: object) -> object:
-    """Rebuild a dataclass from what `asdict` and JSON turned it into."""
-    hints = _hints(kind)
-    fields = typing.cast(dict[str, object], value)
-    return kind(**{name: _restore(hints[name], item) for name, item in fields.items()})
-
-
-def _restore(hint: object, value: object) -> object:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _build(hint, value)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint(value)
-    if typing.get_origin(hint) is tuple:
-        kind = typing.get_args(hint)[0]
-        return tuple(_restore(kind, item) for item in typing.cast(list[object], value))
-    if typing.get_origin(hint) is Mapping:
-        return dict(typing.cast(dict[str, object], value))
-    return value
+@contextlib.contextmanager
+def without_collecting() -> Iterator[None]:
+    """Hold Python's garbage collector: it would look through a growing heap of records again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what was read stays: it need not be looked through either
+        if was:
+            gc.enable()

@@ -45,7 +45,7 @@ class Outcome(StrEnum):
     UNDECIDED = "undecided"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Comparable:
     """The class of a val_bpb. Two scores can be compared only if all of it is the same.
 
@@ -74,7 +74,7 @@ class Comparable:
 
 
 # ---------------------------------------------------------------- what passes between stages
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """A change of the editable files, as complete new texts, with its one-line idea.
 
@@ -93,7 +93,7 @@ class Proposal:
     repairs: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunRequest:
     """One execution of `train.py` as plain data: everything another machine would need to carry it out.
 
@@ -110,7 +110,7 @@ class RunRequest:
     baseline: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunEvent:
     """One line that a run reported to its parent. `at` is the parent's own clock, in seconds since the run started."""
 
@@ -119,7 +119,7 @@ class RunEvent:
     values: Mapping[str, Scalar]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a run and its machine have done so far; counts in seconds. `at` is the parent's clock since the run started.
 
@@ -140,7 +140,7 @@ class Load:
     gpu_slowed: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """What an executor saw of a run. `exit_code` is None if the deadline ended it. Times are in seconds.
 
@@ -160,7 +160,7 @@ class RunResult:
     load: tuple[Load, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """A graded run: total nats and bytes over the split's scored tokens. `parts` has the score of equal parts."""
 
@@ -171,7 +171,7 @@ class Score:
     parts: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clock:
     """The parent's clock, in seconds since the run started: first real batch, request for grading, first logits.
 
@@ -188,7 +188,7 @@ class Clock:
     rows: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Graded:
     """A trusted score, and the sealed holdout's if it was asked for."""
 
@@ -196,14 +196,14 @@ class Graded:
     holdout: Score | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Invalid:
     """A run whose score cannot be trusted, and why."""
 
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Crash:
     """Why a run has no score: its kind and what the log says, cut to its last frames."""
 
@@ -211,7 +211,7 @@ class Crash:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a judge estimates of a candidate: its gain over the incumbent in bits per byte (positive is better), its
     standard error, and the probability that the gain is large enough to keep."""
@@ -221,7 +221,7 @@ class Estimate:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """A judge's answer. `rerun` asks for one more seed; then `status` does not count yet.
 
@@ -235,7 +235,7 @@ class Decision:
     simpler: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """One more run of an already decided trial, which a confirmation needs."""
 

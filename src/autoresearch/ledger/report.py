@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import statistics
@@ -18,6 +19,7 @@ BASELINE = "baseline"
 REASON_LENGTH = 160  # characters of a crash's reason in a description
 PARTS = 16  # equal parts of a split, whose differences give an interval; as many as are recorded
 T_QUANTILE = 2.131  # of Student's t with PARTS - 1 degrees of freedom, for a two-sided 95 % interval
+MOST_ROWS = 2**15  # that are kept: they are asked for after every trial
 LISTED = 5  # biggest keeps and near misses in a report
 
 # Whole terminal escapes: control sequences (colors, cursor), strings with their terminator (titles), short ones.
@@ -117,6 +119,8 @@ class Generalization:
 
 def plain(text: str) -> str:
     """Return text that cannot control a terminal: no escapes, no invisible characters, line ends as newlines."""
+    if text.isascii() and text.isprintable():
+        return text
     text = ESCAPE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = re.sub("[\x0b\x0c\x85\u2028\u2029]", "\n", text).expandtabs(4)
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in INVISIBLE)
@@ -141,13 +145,14 @@ def shorten(text: str, length: int) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def rows(campaign: Campaign) -> tuple[Row, ...]:
-    """Return one row per finished trial, in order. The campaign's first is described as the baseline.
+def rows(campaign: Campaign, limit: int | None = None) -> tuple[Row, ...]:
+    """Return one row per finished trial, in order, or the last few. The campaign's first is described as the baseline.
 
     A keep that a confirmation reverted is a discard.
     """
     first, gone = campaign.trials[0].number if campaign.trials else 0, campaign.taken_back
-    found = (row_of(trial, BASELINE if trial.number == first else None) for trial in campaign.finished)
+    asked = campaign.finished[-limit:] if limit else campaign.finished
+    found = (row_of(trial, BASELINE if trial.number == first else None) for trial in asked)
     return tuple(_taken_back(row) if row.number in gone else row for row in found)
 
 
@@ -163,6 +168,7 @@ def reason(trial: Trial) -> str:
     return shorten(f"{trial.crash.kind.value}: {said}" if said else trial.crash.kind.value, REASON_LENGTH)
 
 
+@functools.lru_cache(maxsize=MOST_ROWS)
 def row_of(trial: Trial, description: str | None = None) -> Row:
     """Return a finished trial's row. `description` replaces its idea."""
     assert trial.verdict is not None, "only finished trials have a row"

@@ -14,8 +14,12 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 
 def to_tsv(rows: Iterable[Row]) -> str:
     """Return results.tsv as the published project writes it."""
-    lines = ["\t".join(COLUMNS), *map(_line, rows)]
-    return "\n".join(lines) + "\n"
+    return "\t".join(COLUMNS) + "\n" + lines(rows)
+
+
+def lines(rows: Iterable[Row]) -> str:
+    """The lines of some rows."""
+    return "".join(_line(row) + "\n" for row in rows)
 
 
 def _line(row: Row) -> str:
@@ -35,13 +39,13 @@ def from_tsv(text: str, name: str) -> tuple[Row, ...]:
     Raises:
         UserError: it is not such a table; the message names file and line.
     """
-    lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
-    if [column.strip() for column in lines[0].split("\t")] != list(COLUMNS):
+    header, *rest = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
+    if [column.strip() for column in header.split("\t")] != list(COLUMNS):
         raise UserError(
             f"{name} is not a results.tsv: line 1 should be the header `{' '.join(COLUMNS)}` with tabs between, but "
-            f"is {shorten(one_line(lines[0]), 60)!r}"
+            f"is {shorten(one_line(header), 60)!r}"
         )
-    numbered = [(number, line) for number, line in enumerate(lines[1:], start=2) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(rest, start=2) if line.strip()]
     return tuple(_parse(line, f"{name} line {at}", row) for row, (at, line) in enumerate(numbered))
 
 
@@ -80,7 +84,7 @@ def is_ours(text: str, commits: Collection[str]) -> bool:
 
     A table without rows is nobody's.
     """
-    header, *lines = text.removeprefix("\ufeff").splitlines() or [""]
+    header, *rest = text.removeprefix("\ufeff").splitlines() or [""]
     if header.strip() and header.split("\t") != list(COLUMNS):
         return False
-    return all(line.split("\t")[0] in commits for line in lines if line.strip())
+    return all(line.split("\t")[0] in commits for line in rest if line.strip())

@@ -30,6 +30,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
+from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.models.cell import Cell
 from autoresearch.researchers.interface import Kit, Researcher
@@ -72,6 +73,7 @@ def compose(
     chosen = agent or researcher(settings.researcher, tools)
     return Stages(
         workspace=workspace,
+        results=ResultsFile(workspace.results),
         ledger=ledger,
         researcher=chosen,
         fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),

@@ -15,6 +15,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
+from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.researchers.interface import Archive, Researcher
 
 
@@ -60,6 +61,7 @@ class Stages:
     """
 
     workspace: Workspace
+    results: ResultsFile
     ledger: Ledger
     researcher: Researcher
     fallback: Researcher | None

@@ -8,16 +8,16 @@ import dataclasses
 from autoresearch.base import atomic
 from autoresearch.base.errors import UserError
 from autoresearch.grading.protocol import ENTRY
-from autoresearch.ledger import report, results_tsv
+from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import FileSaved, TrialProposed, Verdict
-from autoresearch.ledger.ledger import CONTROL
+from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.ledger.records import Decision, RunEvent, Status
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.run import run_once
 from autoresearch.loop.stages import Stages
 from autoresearch.models import saved_model
-from autoresearch.researchers.guard import fingerprint
+from autoresearch.researchers.guard import duplicates, fingerprint
 
 REASON_LENGTH = 200  # characters
 
@@ -76,6 +76,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         stale=answer.stale,
         skeleton=fingerprint.skeleton(texts)[0],
         nodes=fingerprint.size(texts),
+        moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),
     )
     stages.record(proposed)
     return Trial(proposed)
@@ -123,13 +124,11 @@ def publish(stages: Stages, campaign: Campaign) -> None:
     known = {base, *(trial.proposed.commit for trial in campaign.trials)}
     stages.workspace.advance(campaign.tag, best.proposed.commit if best else base, known)
     if campaign.started.researcher != CONTROL:
-        write_results(stages, campaign)
+        rows, results = report.rows(campaign), stages.results
+        if saved := results.write(rows, lambda: commits_of(stages.ledger)):
+            stages.record(FileSaved(campaign.tag, results.path.name, saved.name))
 
 
-def write_results(stages: Stages, campaign: Campaign) -> None:
-    """Write results.tsv. One that this program did not write is first saved under another name."""
-    path = stages.workspace.results
-    ours = {trial.proposed.commit[:7] for each in stages.ledger.campaigns() for trial in each.trials}
-    if path.is_file() and not results_tsv.is_ours(path.read_text(encoding="utf-8", errors="replace"), ours):
-        stages.record(FileSaved(campaign.tag, path.name, atomic.save_aside(path).name))
-    atomic.write(path, results_tsv.to_tsv(report.rows(campaign)).encode())
+def commits_of(ledger: Ledger) -> set[str]:
+    """The first 7 digits of every trial's commit."""
+    return {trial.proposed.commit[:7] for each in ledger.campaigns() for trial in each.trials}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from autoresearch.judging import claims
 from autoresearch.ledger import report
@@ -24,6 +25,8 @@ REFUSED = 4  # refused proposals listed
 PLATEAU = 10  # trials without a keep after which the researcher is told to try something else
 IDEA_LENGTH = 200
 REASON_LENGTH = 240
+
+T = TypeVar("T")
 
 RULES = """\
 You are the researcher of an unattended search: each of your changes is trained for a fixed time and scored, and kept
@@ -64,15 +67,14 @@ def cut(text: str, limit: int, *, tail: bool = False) -> str:
     return (text[:head] + note + text[len(text) - (room - head) :])[:limit]
 
 
-def fitting(lines: Iterable[str], room: int) -> str:
-    """As many of the lines as fit, from the first, and a count of the others."""
-    every = list(lines)
+def fitting(items: Sequence[T], line: Callable[[T], str], room: int) -> str:
+    """The lines of as many items as fit, from the first, and a count of the others."""
     chosen: list[str] = []
-    for line in every:
-        room -= len(line) + 1
+    for item in items:
+        chosen.append(line(item))
+        room -= len(chosen[-1]) + 1
         if room < 0:
-            return "\n".join([*chosen, f"… and {len(every) - len(chosen)} more"])
-        chosen.append(line)
+            return "\n".join([*chosen[:-1], f"… and {len(items) - len(chosen) + 1} more"])
     return "\n".join(chosen)
 
 
@@ -211,19 +213,20 @@ def digest(campaign: Campaign, room: int) -> str:
     discarded = [outcome for outcome in latest if outcome.status is Status.DISCARD]
     near = [outcome for outcome in discarded if outcome.gain is not None and not outcome.clearly_worse]
     dead = [outcome for outcome in latest if outcome.clearly_worse or outcome.status in (Status.CRASH, Status.INVALID)]
-    lists: Mapping[str, tuple[list[str], float]] = {
-        "keeps, latest first": ([o.line() for o in latest if o.status is Status.KEEP], 0.2),
-        "near misses, closest first": ([o.line() for o in sorted(near, key=lambda o: -(o.gain or 0.0))], 0.15),
-        "dead ends, latest first": ([o.line() for o in dead], 0.25),
-        "recent trials, latest first": ([told(o) for o in latest[:RECENT]], 0.3),
-        "recently refused, latest first": (refused(campaign), 0.05),
-        "running now": ([running(trial) for trial in campaign.trials if trial.verdict is None][-1:], 0.05),
-    }
-    parts = [
-        fence(title, text, round(room * share))
-        for title, (lines, share) in lists.items()
-        if (text := fitting(lines, round(room * share) - 30))
-    ]
+    kept = [outcome for outcome in latest if outcome.status is Status.KEEP]
+    now = [trial for trial in campaign.trials[-1:] if trial.verdict is None]
+    parts = []
+
+    def add(title: str, share: float, items: Sequence[T], line: Callable[[T], str]) -> None:
+        if text := fitting(items, line, round(room * share) - 30):
+            parts.append(fence(title, text, round(room * share)))
+
+    add("keeps, latest first", 0.2, kept, Outcome.line)
+    add("near misses, closest first", 0.15, sorted(near, key=lambda o: -(o.gain or 0.0)), Outcome.line)
+    add("dead ends, latest first", 0.25, dead, Outcome.line)
+    add("recent trials, latest first", 0.3, latest[:RECENT], told)
+    add("recently refused, latest first", 0.05, refused(campaign), str)
+    add("running now", 0.05, now, running)
     return "\n\n".join(parts) if parts else "Nothing yet: you make the first change."
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,6 +41,7 @@ MOST_LABELS = 40
 REACH = 3.0  # the worst trial shown is at most this many times as far from the best as the median trial
 CROWDING = 5.0  # and at most this many times as far as the baseline; anything up to twice as far is always shown
 DOT_COST = 14.0  # extra distance in points that a label accepts to avoid covering one dot
+CELLS = 300  # across and up: dots in the same cell cover each other
 PIXELS_PER_POINT = DOTS_PER_INCH / 72
 LEADER_PARTS = 12  # boxes that stand in for such a line, which labels must not cross
 LEADER_POINTS = 16.0  # a label farther than this from its step is connected to it by a thin line
@@ -152,7 +155,7 @@ def _frame(axes: Axes, rows: tuple[Row, ...], report: Report, title: str) -> Non
 def _dots(axes: Axes, scored: list[Row], high: float) -> None:
     """Draw discarded trials as faint dots. Those off the scale are small arrows at the top, counted in the legend."""
     discards = [(row.number, row.val_bpb) for row in scored if row.status is not Status.KEEP and row.val_bpb]
-    on = [(number, value) for number, value in discards if value <= high]
+    on = thinned([(number, value) for number, value in discards if value <= high])
     off = [number for number, value in discards if value > high]
     if on:
         axes.scatter(
@@ -169,6 +172,16 @@ def _dots(axes: Axes, scored: list[Row], high: float) -> None:
         top = axes.get_xaxis_transform()
         name = f"discarded, off the scale ({len(off)})"
         axes.scatter(off, [0.985] * len(off), transform=top, marker="^", s=30, color=DISCARD, label=name, zorder=2)
+
+
+def thinned(dots: list[Point]) -> list[Point]:
+    """One dot of those that would be drawn over each other."""
+    if len(dots) <= CELLS:
+        return dots
+    spans = [(min(along), max(max(along) - min(along), 1e-9)) for along in zip(*dots, strict=True)]
+    (left, width), (low, height) = spans
+    cells = {(int(CELLS * (x - left) / width), int(CELLS * (y - low) / height)): (x, y) for x, y in dots}
+    return list(cells.values())
 
 
 def _crashes(axes: Axes, rows: tuple[Row, ...]) -> None:
@@ -215,7 +228,8 @@ def _labels(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> No
     whole = axes.get_figure(root=True)
     assert whole is not None, "axes belong to a figure"
     whole.draw_without_rendering()  # fixes the layout, so that positions in pixels are known
-    room = Room(axes.bbox, _obstacles(axes, frontier), [_pixels(axes, r.number, r.val_bpb) for r in rows if r.val_bpb])
+    dots: list[Point] = [(row.number, row.val_bpb) for row in rows if row.val_bpb]
+    room = Room(axes.bbox, _obstacles(axes, frontier), axes.transData.transform(thinned(dots)))
     by_gain = sorted(frontier[1:], key=lambda step: step.gain, reverse=True)
     length, points = (CROWDED_CHARACTERS, 8.0) if len(frontier) > FEW_STEPS else (LABEL_CHARACTERS, 9.5)
     for step in [frontier[0], *by_gain][:MOST_LABELS]:
@@ -264,7 +278,7 @@ class Room:
 
     bounds: BboxBase
     obstacles: list[Bbox]
-    dots: list[Point]
+    dots: npt.NDArray[np.float64]
     labels: list[Bbox] = field(default_factory=list)
 
     def take(self, step: Point, size: BboxBase) -> Place | None:

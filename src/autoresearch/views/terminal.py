@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: the doctor's lines, and tables and texts about the past.
+"""What a person sees in a terminal of the past: tables and texts.
 
 Others wrote the ideas, logs and reasons. They are stripped of control characters and shown as Text, so that neither an
 escape sequence nor a word in brackets has any effect.
@@ -14,70 +14,32 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from autoresearch.agents.overview import Overview
 from autoresearch.judging.claims import Measured, Standing
-from autoresearch.lab.doctor import Check
-from autoresearch.lab.sizing.planner import TOKENS_PER_PARAMETER, Goal, Plan, Setting
-from autoresearch.lab.sizing.planner import Row as FitRow
-from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.events import CampaignStarted, RunEnded
 from autoresearch.ledger.records import Comparable, Status
 from autoresearch.ledger.report import Gain, Report, Row, Step, one_line, plain, reason
 from autoresearch.views.lines import COLORS, LABEL_WIDTH, UNTOLD, gain_text, label, say, set_up
-from autoresearch.views.live import LiveView
 
-__all__ = [
-    "LiveView",
-    "show_check",
-    "show_log",
-    "show_measurement",
-    "show_plan",
-    "show_report",
-    "show_status",
-    "show_trial",
-]
-
-MARKS = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("warn", "yellow")}
-RECENT = 3  # verdicts that `status` lists
+# ---------------------------------------------------------------- status, log
 
 
-# ---------------------------------------------------------------- doctor, status, log
-
-
-def show_check(check: Check, console: Console) -> None:
-    """One line of the doctor, with what to do if something is wrong."""
-    mark, style = MARKS[check.ok]
-    line = Text.assemble((f"{mark:<5}", style), f"{check.name:<{LABEL_WIDTH}}", one_line(check.found))
-    if check.ok is not True and check.remedy:
-        line.append(f": {one_line(check.remedy)}", "bold")
-    say(console, line)
-
-
-def show_status(
-    campaign: Campaign,
-    report: Report,
-    running: bool,
-    console: Console,
-    standing: Standing | None = None,
-    comparable: Comparable | None = None,
-) -> None:
+def show_status(found: Overview, running: bool, console: Console) -> None:
     """Where the campaign stands, in a few lines. `running` says whether a loop holds the lab."""
-    started = campaign.started
-    under_way = next((trial for trial in campaign.trials if trial.verdict is None), None)
+    started = found.started
     loop = "at work" if running else "not running: continue with `autoresearch run`"
-    say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{campaign.tag}"))
-    say(console, label("set-up", set_up(started)), *_class(comparable))
-    say(console, *_counts(report), *standing_lines(standing))
-    if under_way:
-        say(console, label("under way", f"#{under_way.number} {under_way.proposed.idea}"))
-    if campaign.tokens or campaign.refused:
-        cost = f", {campaign.usd:.2f} USD" if campaign.usd else ""
-        refused = f"{len(campaign.refused)} proposals refused"
-        say(console, label("researcher", f"{campaign.tokens:,} tokens{cost}, {refused}"))
-    for trial in campaign.finished[-RECENT:]:
-        if trial.verdict:
-            style = COLORS[trial.verdict.status]
-            said = f"#{trial.number} {trial.verdict.status.value}: {trial.proposed.idea}"
-            say(console, label("", said, style))
+    say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{started.tag}"))
+    say(console, label("set-up", set_up(started)), *_class(found.comparable))
+    say(console, *_counts(found.report), *standing_lines(found.standing))
+    if found.under_way:
+        say(console, label("under way", f"#{found.under_way.trial} {found.under_way.idea}"))
+    if found.tokens or found.refused:
+        cost = f", {found.usd:.2f} USD" if found.usd else ""
+        say(console, label("researcher", f"{found.tokens:,} tokens{cost}, {found.refused} proposals refused"))
+    for each in found.recent:
+        if each.status:
+            say(console, label("", f"#{each.trial} {each.status.value}: {each.idea}", COLORS[each.status]))
 
 
 def _class(comparable: Comparable | None) -> list[Text]:
@@ -112,48 +74,6 @@ def show_log(
         say(console, Text("no trial is finished yet"))
     if classes:
         say(console, label("class", classes))
-
-
-# ---------------------------------------------------------------- doctor --fit
-
-FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s    memory of what is free  evaluation"
-
-
-def show_measurement(row: FitRow, console: Console, *, first: bool) -> None:
-    """One line of the table that the sizes are chosen from, below FIT_HEAD."""
-    if first:
-        say(console, Text(FIT_HEAD))
-    head = f"{row.setting.depth:>5}  {row.setting.rows:>4}  "
-    found = row.found
-    if found is None:
-        say(console, Text.assemble(head, (one_line(row.problem), "yellow")))
-        return
-    speed = found.tokens / (found.pass_seconds + found.optimizer_seconds)
-    scored = f"{found.tokens / found.evaluation_seconds:,.0f}/s" if found.evaluation_seconds else ""
-    line = f"{found.parameters / 1e6:>8.1f} M  {found.pass_seconds:>14.3f} s  {found.optimizer_seconds:>8.3f} s"
-    memory = f"{found.memory_mb / 1024:>10.2f} of {found.free_mb / 1024:6.1f} GiB"
-    say(console, Text(f"{head}{line}  {speed:>10,.0f}  {memory}  {scored:>10}".rstrip()))
-
-
-def show_plan(plan: Plan, goal: Goal, unmeasured: Setting | None, console: Console) -> None:
-    """The chosen sizes, each with its reason."""
-    tokens = f"{plan.tokens / 1e6:.1f} M tokens in {goal.budget_seconds:g} s"
-    ratio = f"{plan.tokens_per_parameter:.1f} per parameter, for {plan.parameters / 1e6:.1f} M parameters"
-    how = "measured" if plan.evaluation_measured else "estimated"
-    scoring = f"about {plan.evaluation_seconds:.1f} s a score ({how})"
-    say(
-        console,
-        label("depth", f"{plan.depth}: {tokens}, {ratio} (aim {TOKENS_PER_PARAMETER:g})"),
-        label("batch", f"{plan.batch_tokens:,} tokens, {plan.passes} x {plan.rows} rows: {plan.steps:,} steps"),
-        label("evaluation", f"{plan.evaluation_tokens:,} tokens: {scoring}"),
-    )
-    if unmeasured:
-        what = "evaluation at " if unmeasured.evaluate else ""
-        said = (
-            f"no time left for {what}depth {unmeasured.depth} with {unmeasured.rows} rows: run it again when the "
-            "machine is idle"
-        )
-        say(console, label("unmeasured", said, "yellow"))
 
 
 # ---------------------------------------------------------------- one trial

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autoresearch.ledger.campaign import Campaign, Trial
@@ -124,6 +124,20 @@ def pasts_of(campaign: Campaign) -> list[Past]:
     return pasts
 
 
+def latest(pasts: Sequence[Past], most: int) -> Sequence[Past]:
+    """The last so many trials, as if the search had started from what was kept before them."""
+    if len(pasts) <= most:
+        return pasts
+    levels, first = {past.trial: past.level for past in pasts}, pasts[-most].trial
+    found = []
+    for past in pasts[-most:]:
+        before = sum(trial < first for trial in past.chain)
+        start = levels.get(past.chain[before - 1]) if before else 0.0
+        level = None if past.level is None or start is None else (1 + past.level) / (1 + start) - 1
+        found.append(dataclasses.replace(past, chain=past.chain[before:], level=level))
+    return found
+
+
 def noise_of(campaign: Campaign, pasts: Sequence[Past]) -> float:
     """One run's relative standard deviation: from replicates if there are any, else from what most moves did.
 
@@ -142,7 +156,7 @@ def is_bad(past: Past, noise: float) -> bool:
     return past.crashed or (past.change is not None and past.change > max(CLEARLY, 2 * noise))
 
 
-def known_bad(old: Constant, new: Constant, pasts: Sequence[Past], noise: float, *, beyond: bool = True) -> bool:
+def known_bad(old: Constant, new: Constant, pasts: Iterable[Past], noise: float, *, beyond: bool = True) -> bool:
     """Whether this move, or (`beyond`) a shorter one in its direction, crashed or clearly hurt from the same value."""
     step = constants.step_between(old, new)
     for past in pasts:

@@ -8,37 +8,26 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from autoresearch.base.errors import Exhausted, UserError
 from autoresearch.ledger.records import CrashKind, Proposal, Scalar
-from autoresearch.researchers.builtin import bandit, constant_moves
+from autoresearch.researchers.builtin import bandit
 from autoresearch.researchers.builtin.bandit import Belief
+from autoresearch.researchers.builtin.bench import Bench, Edited, Option
 from autoresearch.researchers.builtin.deck import DECK
-from autoresearch.researchers.builtin.history import Move, Past, is_bad, known_bad, noise_of, note_of, pasts_of
-from autoresearch.researchers.builtin.patch import Patch
+from autoresearch.researchers.builtin.history import noise_of, note_of, pasts_of
 from autoresearch.researchers.guard import duplicates
 from autoresearch.researchers.guard.fingerprint import fingerprint
 from autoresearch.researchers.guard.rules import syntax_problem
 from autoresearch.researchers.interface import Brief, Kit
 from autoresearch.researchers.source import constants
-from autoresearch.researchers.source.constants import Constant
-from autoresearch.researchers.source.device_batch import (
-    DEVICE,
-    TOTAL,
-    context_length,
-    fit_batches,
-    halved_device_batch,
-    is_idle,
-)
+from autoresearch.researchers.source.device_batch import context_length, halved_device_batch
 
 PAIR_EVERY = 6  # one proposal in this many recombines two near misses, if there are any
 NEAR = 1.0  # a discarded move is a near miss if it cost at most this many times the noise
 NEAR_MISSES = 6  # the best of them that are paired
 PLATEAU = 8  # trials without a keep after which structures and rewinds take turns
 REWIND_TO = 4  # keeps before the incumbent that one is chosen from
-RETRY_AFTER = 5  # keeps after which a discarded patch may be tried again, since the program is a different one by then
 
 
 class BuiltinResearcher:
@@ -90,10 +79,7 @@ def is_as_good_as_tried(proposal: Proposal, brief: Brief) -> bool:
     if proposal.repairs is not None:
         return False
     candidate = {**brief.files, **proposal.files}
-    return (
-        duplicates.near_duplicate(candidate, duplicates.alike(candidate, brief.campaign.trials, brief.archive.files))
-        is not None
-    )
+    return duplicates.near_duplicate(candidate, brief.campaign.trials, brief.archive.files) is not None
 
 
 def editable_file(brief: Brief) -> str:
@@ -106,141 +92,6 @@ def editable_file(brief: Brief) -> str:
     if problem:
         raise UserError(f"{problem}: fix it and commit, then run again")
     return path
-
-
-# ---------------------------------------------------------------- what there is to choose from
-
-
-@dataclass(frozen=True)
-class Option:
-    """Moves to make together, and the patches that make them if they are not moves of constants."""
-
-    moves: tuple[Move, ...]
-    patches: tuple[Patch | None, ...]
-
-
-@dataclass(frozen=True)
-class Edited:
-    """A source after an option's moves, which now say what exactly was done. `idea` and `why` are for people."""
-
-    source: str
-    moves: tuple[Move, ...]
-    idea: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Everything needed to choose: the source to start from, the past, and how noisy it is."""
-
-    path: str
-    source: str
-    context: int | None
-    pasts: Sequence[Past]
-    noise: float
-    seed: int
-    desperate: bool = False  # nothing else is left: go beyond what clearly hurt
-
-    @cached_property
-    def options(self) -> list[Option]:
-        """Every patch that may be tried and every constant up and down."""
-        patches = [Option((patch_move(patch),), (patch,)) for patch in DECK if self._may_try(patch)]
-        gains = {patch.arm: patch.gain for patch in reversed(DECK)}
-        movable = {name: c for name, c in constants.find(self.source).items() if c.kind}
-        return patches + [Option((move,), (None,)) for move in constant_moves.arms(movable, gains)]
-
-    def _may_try(self, patch: Patch) -> bool:
-        """Whether it was kept or not tried so far, or recently only on a different program, where it did no harm."""
-        places = [place for place, past in enumerate(self.pasts) if any(m.patch == patch.name for m in past.moves)]
-        if not places or self.pasts[places[-1]].kept:
-            return True
-        later = sum(past.kept for past in self.pasts[places[-1] + 1 :])
-        return not is_bad(self.pasts[places[-1]], self.noise) and later >= RETRY_AFTER
-
-    def ranked(self, options: Sequence[Option]) -> list[tuple[Option, Belief]]:
-        """The options, by the gain that a sample of the estimates predicts."""
-        found = bandit.beliefs(self.pasts, [option.moves for option in options], self.noise, self.seed)
-        return sorted(zip(options, found, strict=True), key=lambda pair: pair[1].drawn)
-
-    def edited(self, option: Option) -> Iterator[Edited]:
-        """The ways to carry out an option; of several moves together only the first. None if it does not fit."""
-        parts = list(zip(option.moves, option.patches, strict=True))
-        if len(parts) == 1:
-            yield from self._carried_out(self.source, *parts[0])
-            return
-        whole: Edited | None = Edited(self.source, (), "", "")
-        for move, patch in parts:
-            part = next(self._carried_out(whole.source, move, patch), None) if whole else None
-            whole = joined(whole, part) if whole and part else None
-        if whole:
-            yield whole
-
-    def _carried_out(self, source: str, move: Move, patch: Patch | None) -> Iterator[Edited]:
-        return self._patched(source, patch) if patch else self._moved(source, move)
-
-    def _patched(self, source: str, patch: Patch) -> Iterator[Edited]:
-        edited = patch.apply(source)
-        fitted = fit_batches(source, edited, self.context) if edited else None
-        if fitted is None or syntax_problem(self.path, fitted) or is_idle(source, fitted):
-            return
-        move, pair = patch_move(patch), single_move(source, fitted)
-        if pair:
-            if known_bad(*pair, self.pasts, self.noise):
-                return
-            move = exact(move, *pair)
-        yield Edited(fitted, (move,), patch.idea, patch.evidence)
-
-    def _moved(self, source: str, move: Move) -> Iterator[Edited]:
-        old = constants.find(source).get(move.knob)
-        if old is None:
-            return
-        ways = [(move.step, 2)] if move.after else constant_moves.steps(old, move.subject[1], self.pasts, self.seed)
-        for step, digits in ways:
-            new = constant_moves.variant(old, step, digits)
-            if new is None or known_bad(old, new, self.pasts, self.noise, beyond=not self.desperate):
-                continue
-            edited = constants.replace(source, {old.name: new.value})
-            fitted = fit_batches(source, edited, self.context)
-            if fitted and not is_idle(source, fitted):
-                yield Edited(fitted, (exact(move, old, new),), "", record_of(move, self.pasts))
-
-
-def patch_move(patch: Patch) -> Move:
-    return Move(patch.arm, patch.kind, patch.gain, patch=patch.name)
-
-
-def exact(move: Move, old: Constant, new: Constant) -> Move:
-    step = constants.step_between(old, new)
-    return dataclasses.replace(move, knob=old.name, before=old.text, after=new.text, step=step)
-
-
-def joined(first: Edited, second: Edited) -> Edited:
-    """The second on top of the first."""
-    ideas, reasons = ([text for text in pair if text] for pair in ((first.idea, second.idea), (first.why, second.why)))
-    return Edited(second.source, first.moves + second.moves, ", and ".join(ideas), "; ".join(reasons))
-
-
-def record_of(move: Move, pasts: Sequence[Past]) -> str:
-    """What the campaign has seen of a constant's moves, as text."""
-    seen = [
-        f"{past.moves[0].arm} {past.change:+.2%} in trial {past.trial}"
-        for past in pasts
-        if len(past.moves) == 1 and past.moves[0].knob == move.knob and past.change is not None
-    ]
-    return "so far " + ", ".join(seen[-3:]) if seen else f"{move.knob} has not been moved in this campaign"
-
-
-def single_move(source: str, edited: str) -> tuple[Constant, Constant] | None:
-    """The only constant that differs between two sources, before and after; None if there is none or more than one.
-
-    The device batch follows the total batch, so it does not count next to it.
-    """
-    changed = constants.changes_alone(source, edited)
-    if changed is None:
-        return None
-    if TOTAL in changed:
-        changed.pop(DEVICE, None)
-    return next(iter(changed.values())) if len(changed) == 1 else None
 
 
 # ---------------------------------------------------------------- candidates, the preferred first
@@ -290,10 +141,10 @@ def as_proposal(bench: Bench, edited: Edited, belief: Belief, note: dict[str, Sc
 
 def pairs(bench: Bench) -> list[Option]:
     """The best near misses, two at a time: small losses may be luck, and two that lost alone may gain together."""
-    latest = {past.moves[0].subject: past for past in bench.pasts if len(past.moves) == 1}
+    last = {past.moves[0].subject: past for past in bench.recent if len(past.moves) == 1}
     near = [
         (past.change, past.moves[0])
-        for past in latest.values()
+        for past in last.values()
         if not past.kept and past.change is not None and past.change <= NEAR * bench.noise
     ]
     known = {patch.name: patch for patch in DECK}
@@ -305,7 +156,7 @@ def pairs(bench: Bench) -> list[Option]:
 def rewinds(brief: Brief, bench: Bench) -> Iterator[Proposal]:
     """The best options on top of an earlier keep: the one of the latest that has the best estimate."""
     kept = [brief.campaign.trials[0].number, *(past.trial for past in bench.pasts if past.kept)][:-1][-REWIND_TO:]
-    believed = bandit.levels(bench.pasts, kept, bench.noise)
+    believed = bandit.levels(bench.recent, kept, bench.noise)
     for trial in sorted(kept, key=lambda number: (believed[number], -number)):
         source = brief.archive.files(trial).get(bench.path)
         if source and not syntax_problem(bench.path, source):

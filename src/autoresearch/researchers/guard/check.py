@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Proposal
-from autoresearch.researchers.guard.duplicates import alike, near_duplicate, outcome
+from autoresearch.researchers.guard.duplicates import near_duplicate, outcome
 from autoresearch.researchers.guard.rules import broken_rule
 
 Files = Mapping[str, str]
@@ -29,4 +29,4 @@ def refusal(
     if proposal.repairs is not None:
         return None
     candidate = {**incumbent, **proposal.files}
-    return near_duplicate(candidate, alike(candidate, trials, files_of))
+    return near_duplicate(candidate, trials, files_of)

@@ -2,35 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Trial
-from autoresearch.researchers.guard.fingerprint import seedless, skeleton
+from autoresearch.researchers.guard.fingerprint import seed_places, skeleton
 
 NEAR = 0.05  # moving a constant by a smaller share than this moves val_bpb less than a seed does
 FEW = 3  # constants moved so little together; more of them may add up to something
+READ = 100  # programs that are read of trials that do not say what they moved
 Files = Mapping[str, str]
+Numbers = Mapping[int, float]  # the numbers of a program by their place in its syntax
 
 
-def near_duplicate(files: Mapping[str, str], past: Iterable[tuple[str, Mapping[str, str]]]) -> str | None:
-    """Why files count as tried: a past program (its name, its files) differs only in a few numbers, by less than NEAR.
+def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable[[int], Files]) -> str | None:
+    """Why a program counts as tried: a scored one differs only in a few numbers, by less than NEAR.
 
     Such a difference drowns in the noise of one run, and a difference of seeds alone is that noise. None if there is no
-    such program.
+    such program. The latest is named, with its result. `files_of` gives the files of a trial.
     """
-    shape, values = skeleton(files)
-    for name, others in past:
-        other_shape, other_values = skeleton(others)
-        if shape != other_shape:
-            continue
-        if values != other_values and seedless(files) == seedless(others):
-            return f"only seeds distinguish it from trial {name}: the program sets them, and a seed is luck"
-        pairs = [(old, new) for old, new in zip(other_values, values, strict=True) if old != new]
-        if 0 < len(pairs) <= FEW and all(is_near(old, new) for old, new in pairs):
-            moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs)
-            return f"nearly trial {name}: only {moves} differs, less than one run can resolve, so move further"
+    shape, values = skeleton(candidate)
+    seeds = seed_places(candidate)
+    same = [trial for trial in trials if trial.proposed.skeleton == shape]
+    problem = None
+    for trial, other in differences(values, same, files_of, most=max(FEW, len(seeds))):
+        if other and trial.val_bpb is not None:
+            problem = too_close(values, other, seeds, outcome(trial)) or problem
+    return problem
+
+
+def too_close(values: Sequence[float], other: Numbers, seeds: Collection[int], name: str) -> str | None:
+    """Why a program counts as tried that has these values where another one, with that name, has `other`."""
+    if other.keys() <= set(seeds):
+        return f"only seeds distinguish it from trial {name}: the program sets them, and a seed is luck"
+    pairs = [(old, values[place]) for place, old in sorted(other.items())]
+    if len(pairs) <= FEW and all(is_near(old, new) for old, new in pairs):
+        moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs)
+        return f"nearly trial {name}: only {moves} differs, less than one run can resolve, so move further"
     return None
+
+
+def differences(
+    values: Sequence[float], trials: Sequence[Trial], files_of: Callable[[int], Files], *, most: int
+) -> Iterator[tuple[Trial, Numbers]]:
+    """The trials in order whose programs differ from one in at most so many numbers, with theirs. All have its syntax.
+
+    What a trial moved is in the ledger. Files are read for the first program with this syntax, and for trials of an
+    earlier version, which did not record it: for the latest READ of them.
+    """
+    commits, parents = ({getattr(t.proposed, name) for t in trials} for name in ("commit", "parent"))
+    built_on = {t.proposed.parent for t in trials if t.proposed.moved is not None}
+    firsts = [t for t in trials if t.proposed.moved is None or t.proposed.parent not in commits]
+    read = {t.number for t in firsts[-READ:]} | {t.number for t in firsts if t.proposed.commit in built_on}
+    known: dict[str, Numbers] = {}  # what the numbers of parents are where they differ, by their commit
+    for trial in trials:
+        moved, before = trial.proposed.moved, known.get(trial.proposed.parent)
+        if moved is None or before is None:
+            if trial.number not in read:
+                continue
+            moved, before = tuple(enumerate(skeleton(files_of(trial.number))[1])), {}
+        is_parent = trial.proposed.commit in parents
+        if len(before) - len(moved) > most and not is_parent:
+            continue
+        other = {place: value for place, value in {**before, **dict(moved)}.items() if value != values[place]}
+        if is_parent:
+            known[trial.proposed.commit] = other
+        if len(other) <= most:
+            yield trial, other
+
+
+def moved(before: Files, after: Files) -> tuple[tuple[int, float], ...] | None:
+    """The numbers that a change moved, as places and new values; None if it changed more than numbers."""
+    (shape, old), (other, new) = skeleton(before), skeleton(after)
+    if shape != other:
+        return None
+    return tuple((place, value) for place, (was, value) in enumerate(zip(old, new, strict=True)) if was != value)
 
 
 def is_near(old: float, new: float) -> bool:
@@ -44,14 +90,6 @@ def is_near(old: float, new: float) -> bool:
     if 0.5 < old <= 1 and 0.5 < new <= 1:
         scales.append(max(1 - old, 1 - new))
     return all(abs(old - new) < NEAR * scale for scale in scales)
-
-
-def alike(candidate: Files, trials: Sequence[Trial], files_of: Callable[[int], Files]) -> Iterator[tuple[str, Files]]:
-    """Past scored programs that differ from this one only in numbers, newest first, with their results."""
-    shape = skeleton(candidate)[0]
-    for trial in reversed(trials):
-        if trial.proposed.skeleton == shape and trial.val_bpb is not None:
-            yield outcome(trial), files_of(trial.number)
 
 
 def outcome(trial: Trial) -> str:

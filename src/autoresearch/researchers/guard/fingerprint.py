@@ -42,6 +42,11 @@ def seedless(files: Mapping[str, str]) -> str:
     return _seedless(tuple(sorted(files.items())))
 
 
+def seed_places(files: Mapping[str, str]) -> frozenset[int]:
+    """Which of the numbers of `skeleton`, by their places, are seeds."""
+    return _seed_places(tuple(sorted(files.items())))
+
+
 def size(files: Mapping[str, str]) -> int:
     """How many syntax nodes the Python files have. Comments, layout, docstrings and annotations do not count."""
     return sum(1 for path, text in files.items() if path.endswith(".py") for _ in ast.walk(normalized(text)))
@@ -53,15 +58,30 @@ def _fingerprint(files: tuple[tuple[str, str], ...]) -> str:
     return _digest(files, lambda tree: tree)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=64)
 def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...]]:
     numbers = _Numbers()
     return _digest(files, numbers.visit), tuple(numbers.found)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=64)
 def _seedless(files: tuple[tuple[str, str], ...]) -> str:
     return _digest(files, _Seedless().visit)
+
+
+@functools.lru_cache(maxsize=64)
+def _seed_places(files: tuple[tuple[str, str], ...]) -> frozenset[int]:
+    found: set[int] = set()
+    first = 0
+    for path, text in files:
+        if path.endswith(".py"):
+            places = _Places(first)
+            left = _Seedless().visit(places.visit(normalized(text)))
+            constants = (node.value for node in ast.walk(left) if isinstance(node, ast.Constant))
+            kept = {int(value) for value in constants if isinstance(value, _Place)}
+            found |= set(range(first, places.next)) - kept
+            first = places.next
+    return frozenset(found)
 
 
 def _digest(files: tuple[tuple[str, str], ...], change: Callable[[ast.AST], ast.AST]) -> str:
@@ -111,6 +131,23 @@ class _Numbers(ast.NodeTransformer):
             return node
         self.found.append(value)
         return ast.Constant(0)
+
+
+class _Place(int):
+    """A number that stands for the place of one."""
+
+
+class _Places(ast.NodeTransformer):
+    """Puts their places where the numbers of a tree are, from a first one on."""
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if _number(node) is None:
+            return node
+        self.next += 1
+        return ast.Constant(_Place(self.next - 1))
 
 
 class _Seedless(ast.NodeTransformer):

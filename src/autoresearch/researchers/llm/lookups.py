@@ -52,7 +52,7 @@ class Reading:
         found = [text for text in ranked[:FOUND] if _hits(words, text)]
         if not found:
             return f"no trial of this campaign has a word of {query[:QUERY]!r}"
-        return fence("trials found", fitting(found, ANSWER - 100), ANSWER)
+        return fence("trials found", fitting(found, str, ANSWER - 100), ANSWER)
 
     def search_papers(self, query: str) -> str:
         """Search the literature: titles and abstracts that match a few keywords."""
