@@ -31,8 +31,9 @@ from typing import Any
 
 from autoresearch.lab import config, hardware
 from autoresearch.lab.workspace import Workspace
-from autoresearch.ledger.events import GuidanceGiven
+from autoresearch.ledger.events import Confirmation, GuidanceGiven
 from autoresearch.ledger.ledger import Ledger
+from autoresearch.ledger.records import Outcome
 from autoresearch.loop import compose, proposals
 from autoresearch.loop.trial import publish
 from autoresearch.researchers import prompt
@@ -71,6 +72,7 @@ def make(lab: Path, trials: int) -> None:
         for trial in made:
             file.writelines(json.dumps(event) + "\n" for event in written(trial, known))
             copy(lab, trial["number"])
+        file.write(json.dumps(confirmation(events[0]["tag"], made)) + "\n")
     git(lab, "update-ref", f"refs/heads/autoresearch/{events[0]['tag']}", known[made[-1]["incumbent"]])
 
 
@@ -89,6 +91,7 @@ def multiplied(lab: Path, events: list[Event], trials: int) -> Iterator[Event]:
     """The trials that follow the real ones, as their number, commit, incumbent and events. Commits have names here."""
     draw = random.Random(1)
     last = max(event["trial"] for event in events if event["type"] == "verdict")
+    skeleton = next(event["skeleton"] for event in events if event["type"] == "proposed")  # the baseline's
     mine = {event["type"]: event for event in events if event.get("trial") == last}
     source = (lab / "train.py").read_text()
     movable = {name: constant for name, constant in constants.find(source).items() if constant.kind}
@@ -106,6 +109,8 @@ def multiplied(lab: Path, events: list[Event], trials: int) -> Iterator[Event]:
             "idea": f"{move.knob} {move.before} to {move.after}, the {number}th idea",
             "fingerprint": f"{draw.getrandbits(256):064x}",
             "note": note_of([move]),
+            "skeleton": skeleton,
+            "moved": [[draw.randrange(100), draw.uniform(0.1, 10.0)]],
         }
         ended = mine["run_ended"] | {
             "commit": name,
@@ -121,6 +126,13 @@ def multiplied(lab: Path, events: list[Event], trials: int) -> Iterator[Event]:
             "incumbent": incumbent,
             "events": [event | {"trial": number, "time": at} for event in these],
         }
+
+
+def confirmation(tag: str, made: list[Event]) -> Event:
+    """All keeps confirmed, so that the loop does not begin with a test of two hundred of them."""
+    last = [each["number"] for each in made if each["incumbent"] == each["commit"]][-1]
+    event = Confirmation(tag, last, Outcome.CONFIRMED, "a benchmark", (), last, made[-1]["number"])
+    return {"type": "confirmation", "version": 1, "time": made[-1]["events"][-1]["time"], **dataclasses.asdict(event)}
 
 
 def moved(draw: random.Random, movable: dict[str, Any], move: Move) -> Move:

@@ -86,7 +86,7 @@ def test_the_researcher_of_the_page_works_and_is_not_longer_than_it_says(tmp_pat
     seen = set()
     for _ in range(4):
         proposal = PythonResearcher(str(tmp_path / "mine.py")).propose(brief)
-        assert broken_rule(proposal, brief.files, {}, ["train.py"]) is None
+        assert broken_rule(proposal, brief.files, {}.get, ["train.py"]) is None
         seen.add(proposal.idea)
         brief = after(brief, proposal, 2.0)
     assert len(seen) == 4

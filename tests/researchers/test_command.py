@@ -101,7 +101,7 @@ def test_whatever_it_did_to_the_editable_files_is_the_proposal(ask: Ask, brief: 
     assert proposal.files == {"train.py": TRAIN.replace("3.0", "2.0")}
     assert proposal.idea == "a smaller X"
     assert (proposal.tokens, proposal.usd, proposal.repairs) == (None, None, None)
-    assert broken_rule(proposal, brief.files, {}, ("train.py",)) is None
+    assert broken_rule(proposal, brief.files, {}.get, ("train.py",)) is None
 
 
 def test_its_file_says_the_idea_why_and_what_it_expects(ask: Ask) -> None:
@@ -121,7 +121,7 @@ def test_without_a_word_the_change_itself_is_the_idea(ask: Ask) -> None:
 def test_a_frozen_file_that_it_changed_is_told_to_the_guard(ask: Ask, brief: Brief) -> None:
     proposal = ask(EDIT + "open('prepare.py', 'w').write('Z = 2\\n')")
     assert set(proposal.files) == {"train.py", "prepare.py"}
-    assert "prepare.py may not change" in (broken_rule(proposal, brief.files, {}, ("train.py",)) or "")
+    assert "prepare.py may not change" in (broken_rule(proposal, brief.files, {}.get, ("train.py",)) or "")
 
 
 def test_an_agent_that_fails_after_its_edit_has_made_it_all_the_same(ask: Ask) -> None:

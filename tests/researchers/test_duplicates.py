@@ -9,7 +9,7 @@ from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.events import TrialProposed
 from autoresearch.ledger.records import Decision, Status
 from autoresearch.researchers.guard.duplicates import READ, moved, near_duplicate
-from autoresearch.researchers.guard.fingerprint import seed_places, seedless, skeleton
+from autoresearch.researchers.guard.fingerprint import syntax
 from judged import a_run, decided
 
 NUMBERS = (1.0, 1.01, 1.02, 1.5, 2, 3)
@@ -40,7 +40,7 @@ class Past:
             researcher="scripted",
             fingerprint=f"f{number}",
             lines_changed=1,
-            skeleton=skeleton({"train.py": text})[0],
+            skeleton=syntax({"train.py": text}).skeleton,
             moved=moved({"train.py": before}, {"train.py": text}) if recorded and self.trials else None,
         )
         self.texts.append(text)
@@ -109,7 +109,9 @@ def test_of_an_earlier_versions_trials_the_latest_are_read_and_those_that_others
 
 
 def test_places_of_seeds_are_what_programs_may_differ_in_without_their_seeds() -> None:
-    before, after = ({"b.py": "X = 2\n", "train.py": program(1.0, 0.5, 8, 1.5, seed)} for seed in (3, 4))
-    assert seed_places(before) == {5}
-    assert skeleton(before)[1][5] == 3
-    assert seedless(before) == seedless(after)
+    before, after = (syntax({"b.py": "X = 2\n", "train.py": program(1.0, 0.5, 8, 1.5, seed)}) for seed in (3, 4))
+    assert before.seed_places == {5}
+    assert before.numbers[5] == 3
+    assert before.seedless == after.seedless
+    assert before.skeleton == after.skeleton
+    assert before.fingerprint != after.fingerprint

@@ -11,7 +11,7 @@ INCUMBENT = {"train.py": "X = 1\n"}
 
 
 def judge(files: dict[str, str], idea: str = "try", tried: dict[str, str] | None = None) -> str | None:
-    return broken_rule(Proposal(idea, files), INCUMBENT, tried or {}, ["train.py"])
+    return broken_rule(Proposal(idea, files), INCUMBENT, (tried or {}).get, ["train.py"])
 
 
 def test_a_changed_constant_may_run() -> None:
@@ -67,7 +67,7 @@ def seeded(*changes: tuple[str, str]) -> str | None:
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return broken_rule(Proposal("try", {"train.py": text}), {"train.py": SEEDED}, {}, ["train.py"])
+    return broken_rule(Proposal("try", {"train.py": text}), {"train.py": SEEDED}, {}.get, ["train.py"])
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_the_shipped_train_py_is_held_to_the_programs_seed() -> None:
     for old, new in (("from prepare import (\n", "SEED = 137\nfrom prepare import (\n"), ("seed(SEED)", "seed(137)")):
         assert old in text
         proposal = Proposal("another seed", {"train.py": text.replace(old, new)})
-        assert "only seeds" in str(broken_rule(proposal, {"train.py": text}, {}, ["train.py"]))
+        assert "only seeds" in str(broken_rule(proposal, {"train.py": text}, {}.get, ["train.py"]))

@@ -227,7 +227,7 @@ def test_what_it_edits_is_the_proposal(setup: Setup, brief: Brief) -> None:
     assert proposal.tokens in {
         len(model.script) * (TOKENS_IN + TOKENS_OUT) + n * (TOKENS_IN + TOKENS_OUT) for n in (0, 1)
     }
-    assert broken_rule(proposal, brief.files, {}, ("train.py",)) is None
+    assert broken_rule(proposal, brief.files, {}.get, ("train.py",)) is None
     assert "I made X smaller." in setup.transcript
 
 
@@ -247,7 +247,7 @@ def test_it_is_told_all_that_the_researcher_knows_and_asks_for_the_model_that_wa
 def test_an_edit_of_a_frozen_file_is_refused_by_name(setup: Setup, brief: Brief) -> None:
     model = Model([setup.client.read("prepare.py"), setup.client.edit("prepare.py", "Z = 1", "Z = 2"), "done"])
     proposal = setup.ask(model, brief)
-    assert "prepare.py may not change" in (broken_rule(proposal, brief.files, {}, ("train.py",)) or "")
+    assert "prepare.py may not change" in (broken_rule(proposal, brief.files, {}.get, ("train.py",)) or "")
 
 
 def test_it_writes_nothing_outside_and_its_commands_reach_no_network_and_no_key(

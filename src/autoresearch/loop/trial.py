@@ -58,6 +58,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
     atomic.make_directory(directory)
     atomic.write(directory / "patch.diff", patch.encode())
     texts = stages.texts(commit)
+    syntax = fingerprint.syntax(texts)
     proposed = TrialProposed(
         trial=number,
         tag=tag,
@@ -65,7 +66,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         commit=commit,
         idea=proposal.idea,
         researcher=answer.researcher,
-        fingerprint=fingerprint.fingerprint(texts),
+        fingerprint=syntax.fingerprint,
         lines_changed=sum(line[:1] in "+-" and line[:3] not in ("+++", "---") for line in patch.splitlines() if line),
         note=proposal.note,
         tokens=proposal.tokens,
@@ -74,8 +75,8 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         expects=proposal.expects,
         repairs=proposal.repairs,
         stale=answer.stale,
-        skeleton=fingerprint.skeleton(texts)[0],
-        nodes=fingerprint.size(texts),
+        skeleton=syntax.skeleton,
+        nodes=syntax.nodes,
         moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),
     )
     stages.record(proposed)

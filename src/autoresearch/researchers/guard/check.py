@@ -23,7 +23,11 @@ def refusal(
 
     `files_of` gives the editable files that a trial ran with, or nothing if they are unknown.
     """
-    tried = {trial.proposed.fingerprint: outcome(trial) for trial in trials}
+    by_fingerprint = {trial.proposed.fingerprint: trial for trial in trials}
+
+    def tried(mark: str) -> str | None:
+        return outcome(by_fingerprint[mark]) if mark in by_fingerprint else None
+
     if problem := broken_rule(proposal, incumbent, tried, editable):
         return problem
     if proposal.repairs is not None:

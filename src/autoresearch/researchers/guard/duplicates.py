@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Trial
-from autoresearch.researchers.guard.fingerprint import seed_places, skeleton
+from autoresearch.researchers.guard.fingerprint import Syntax, syntax
 
 NEAR = 0.05  # moving a constant by a smaller share than this moves val_bpb less than a seed does
 FEW = 3  # constants moved so little together; more of them may add up to something
@@ -21,24 +21,23 @@ def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable
     Such a difference drowns in the noise of one run, and a difference of seeds alone is that noise. None if there is no
     such program. The latest is named, with its result. `files_of` gives the files of a trial.
     """
-    shape, values = skeleton(candidate)
-    seeds = seed_places(candidate)
-    same = [trial for trial in trials if trial.proposed.skeleton == shape]
+    own = syntax(candidate)
+    same = [trial for trial in trials if trial.proposed.skeleton == own.skeleton]
     problem = None
-    for trial, other in differences(values, same, files_of, most=max(FEW, len(seeds))):
+    for trial, other in differences(own.numbers, same, files_of, most=max(FEW, len(own.seed_places))):
         if other and trial.val_bpb is not None:
-            problem = too_close(values, other, seeds, outcome(trial)) or problem
+            problem = too_close(own, other, trial) or problem
     return problem
 
 
-def too_close(values: Sequence[float], other: Numbers, seeds: Collection[int], name: str) -> str | None:
-    """Why a program counts as tried that has these values where another one, with that name, has `other`."""
-    if other.keys() <= set(seeds):
-        return f"only seeds distinguish it from trial {name}: the program sets them, and a seed is luck"
-    pairs = [(old, values[place]) for place, old in sorted(other.items())]
+def too_close(own: Syntax, other: Numbers, trial: Trial) -> str | None:
+    """Why a program counts as tried: a trial's has these `other` numbers in places and is the same elsewhere."""
+    if other.keys() <= own.seed_places:
+        return f"only seeds distinguish it from trial {outcome(trial)}: the program sets them, and a seed is luck"
+    pairs = [(old, own.numbers[place]) for place, old in sorted(other.items())]
     if len(pairs) <= FEW and all(is_near(old, new) for old, new in pairs):
         moves = ", ".join(f"{old:g} to {new:g}" for old, new in pairs)
-        return f"nearly trial {name}: only {moves} differs, less than one run can resolve, so move further"
+        return f"nearly trial {outcome(trial)}: only {moves} differs, less than one run can resolve, so move further"
     return None
 
 
@@ -60,7 +59,7 @@ def differences(
         if moved is None or before is None:
             if trial.number not in read:
                 continue
-            moved, before = tuple(enumerate(skeleton(files_of(trial.number))[1])), {}
+            moved, before = tuple(enumerate(syntax(files_of(trial.number)).numbers)), {}
         is_parent = trial.proposed.commit in parents
         if len(before) - len(moved) > most and not is_parent:
             continue
@@ -73,10 +72,11 @@ def differences(
 
 def moved(before: Files, after: Files) -> tuple[tuple[int, float], ...] | None:
     """The numbers that a change moved, as places and new values; None if it changed more than numbers."""
-    (shape, old), (other, new) = skeleton(before), skeleton(after)
-    if shape != other:
+    old, new = syntax(before), syntax(after)
+    if old.skeleton != new.skeleton:
         return None
-    return tuple((place, value) for place, (was, value) in enumerate(zip(old, new, strict=True)) if was != value)
+    both = enumerate(zip(old.numbers, new.numbers, strict=True))
+    return tuple((place, value) for place, (was, value) in both if was != value)
 
 
 def is_near(old: float, new: float) -> bool:

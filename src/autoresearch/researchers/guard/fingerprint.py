@@ -8,7 +8,8 @@ import hashlib
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 OPERATORS = {
@@ -27,70 +28,60 @@ SEEDING = {
 SEED_NAME = re.compile(r"(?i)(^|_)seeds?\d*(_offset|_base)?$|^random_state$")
 
 
+@dataclass(frozen=True)
+class Syntax:
+    """What the files' syntax amounts to. Comments, layout, docstrings and annotations do not count.
+
+    `fingerprint` is a digest of it; `skeleton` is the same without its numbers, which are `numbers`, in order;
+    `seedless` is the same without seeds, which are at `seed_places` among the numbers. `nodes` counts syntax nodes.
+    """
+
+    fingerprint: str
+    skeleton: str
+    numbers: tuple[float, ...]
+    seedless: str
+    seed_places: frozenset[int]
+    nodes: int
+
+
+def syntax(files: Mapping[str, str]) -> Syntax:
+    """The syntax of files; of those that are not Python, it is their text.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError: one is not Python.
+    """
+    return _syntax(tuple(sorted(files.items())))
+
+
 def fingerprint(files: Mapping[str, str]) -> str:
-    """A digest of the files' syntax: the same if only comments, layout, docstrings or annotations differ."""
-    return _fingerprint(tuple(sorted(files.items())))
-
-
-def skeleton(files: Mapping[str, str]) -> tuple[str, tuple[float, ...]]:
-    """A digest of the files' syntax without its numbers, and the numbers in their order."""
-    return _skeleton(tuple(sorted(files.items())))
-
-
-def seedless(files: Mapping[str, str]) -> str:
-    """A digest of the files' syntax without seeds: the same if only seeds, or seeding itself, differ."""
-    return _seedless(tuple(sorted(files.items())))
-
-
-def seed_places(files: Mapping[str, str]) -> frozenset[int]:
-    """Which of the numbers of `skeleton`, by their places, are seeds."""
-    return _seed_places(tuple(sorted(files.items())))
-
-
-def size(files: Mapping[str, str]) -> int:
-    """How many syntax nodes the Python files have. Comments, layout, docstrings and annotations do not count."""
-    return sum(1 for path, text in files.items() if path.endswith(".py") for _ in ast.walk(normalized(text)))
+    """A digest of the files' syntax."""
+    return syntax(files).fingerprint
 
 
 # A campaign's programs are compared again and again, and parsing them takes long.
 @functools.lru_cache(maxsize=64)
-def _fingerprint(files: tuple[tuple[str, str], ...]) -> str:
-    return _digest(files, lambda tree: tree)
-
-
-@functools.lru_cache(maxsize=64)
-def _skeleton(files: tuple[tuple[str, str], ...]) -> tuple[str, tuple[float, ...]]:
-    numbers = _Numbers()
-    return _digest(files, numbers.visit), tuple(numbers.found)
-
-
-@functools.lru_cache(maxsize=64)
-def _seedless(files: tuple[tuple[str, str], ...]) -> str:
-    return _digest(files, _Seedless().visit)
-
-
-@functools.lru_cache(maxsize=64)
-def _seed_places(files: tuple[tuple[str, str], ...]) -> frozenset[int]:
-    found: set[int] = set()
-    first = 0
+def _syntax(files: tuple[tuple[str, str], ...]) -> Syntax:
+    whole, shape, rest = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+    numbers: list[float] = []
+    left: list[int] = []
+    nodes = 0
     for path, text in files:
-        if path.endswith(".py"):
-            places = _Places(first)
-            left = _Seedless().visit(places.visit(normalized(text)))
-            constants = (node.value for node in ast.walk(left) if isinstance(node, ast.Constant))
-            kept = {int(value) for value in constants if isinstance(value, _Place)}
-            found |= set(range(first, places.next)) - kept
-            first = places.next
-    return frozenset(found)
-
-
-def _digest(files: tuple[tuple[str, str], ...], change: Callable[[ast.AST], ast.AST]) -> str:
-    """A digest of the files' syntax, after changing each tree."""
-    digest = hashlib.sha256()
-    for path, text in files:
-        syntax = ast.dump(change(normalized(text))) if path.endswith(".py") else text
-        digest.update(f"{path}\0{syntax}\0".encode())
-    return digest.hexdigest()
+        if not path.endswith(".py"):
+            for digest in (whole, shape, rest):
+                digest.update(f"{path}\0{text}\0".encode())
+            continue
+        tree = normalized(text)
+        nodes += sum(1 for _ in ast.walk(tree))
+        whole.update(f"{path}\0{ast.dump(tree)}\0".encode())
+        tree = _Numbers(numbers).visit(tree)
+        shape.update(f"{path}\0{ast.dump(tree)}\0".encode())
+        tree = _Seedless().visit(tree)
+        rest.update(f"{path}\0{ast.dump(tree)}\0".encode())
+        values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        left += [int(value) for value in values if isinstance(value, _Place)]
+    rest.update(repr([numbers[place] for place in left]).encode())
+    seeds = frozenset(range(len(numbers))) - set(left)
+    return Syntax(whole.hexdigest(), shape.hexdigest(), tuple(numbers), rest.hexdigest(), seeds, nodes)
 
 
 def normalized(text: str) -> ast.AST:
@@ -119,35 +110,25 @@ class _Normal(ast.NodeTransformer):
         return node
 
 
-class _Numbers(ast.NodeTransformer):
-    """Takes the numbers out of a tree and keeps them."""
+class _Place(int):
+    """The place of a number, instead of it. In a dump they all look alike."""
 
-    def __init__(self) -> None:
-        self.found: list[float] = []
+    def __repr__(self) -> str:
+        return "0"
+
+
+class _Numbers(ast.NodeTransformer):
+    """Takes the numbers out of a tree, appends them to a list, and leaves their places in it."""
+
+    def __init__(self, found: list[float]) -> None:
+        self.found = found
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
         value = _number(node)
         if value is None:
             return node
         self.found.append(value)
-        return ast.Constant(0)
-
-
-class _Place(int):
-    """A number that stands for the place of one."""
-
-
-class _Places(ast.NodeTransformer):
-    """Puts their places where the numbers of a tree are, from a first one on."""
-
-    def __init__(self, first: int) -> None:
-        self.next = first
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if _number(node) is None:
-            return node
-        self.next += 1
-        return ast.Constant(_Place(self.next - 1))
+        return ast.Constant(_Place(len(self.found) - 1))
 
 
 class _Seedless(ast.NodeTransformer):

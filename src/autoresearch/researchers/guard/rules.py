@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import warnings
 from collections.abc import Callable, Collection, Mapping
 
 from autoresearch.ledger.records import Proposal
-from autoresearch.researchers.guard.fingerprint import fingerprint, normalized, seedless
+from autoresearch.researchers.guard.fingerprint import syntax
 
 
 def broken_rule(
-    proposal: Proposal, incumbent: Mapping[str, str], tried: Mapping[str, str], editable: Collection[str]
+    proposal: Proposal, incumbent: Mapping[str, str], tried: Callable[[str], str | None], editable: Collection[str]
 ) -> str | None:
     """Why a proposal is refused, for its researcher; None if it may run.
 
-    `incumbent` has the editable files that it starts from. `tried` maps each fingerprint so far to its trial's number
-    and result.
+    `incumbent` has the editable files that it starts from. `tried` gives the number and result of the trial with a
+    fingerprint; None if there is none.
     """
     if not " ".join(proposal.idea.split()):
         return "the proposal has no idea: say in one line what it changes"
@@ -29,13 +28,13 @@ def broken_rule(
         problem = syntax_problem(path, text)
         if problem:
             return problem
-    mark = fingerprint(files)
-    if mark == fingerprint(incumbent):
+    before, after = syntax(incumbent), syntax(files)
+    if after.fingerprint == before.fingerprint:
         return "the proposal changes nothing but comments, layout or annotations"
-    if seedless(files) == seedless(incumbent):
+    if after.seedless == before.seedless:
         return "the proposal changes only seeds: the program sets them, and a seed is luck, not an improvement"
-    if mark in tried:
-        return f"the same program was tried before, as trial {tried[mark]}"
+    if trial := tried(after.fingerprint):
+        return f"the same program was tried before, as trial {trial}"
     return None
 
 
@@ -52,7 +51,7 @@ def syntax_problem(path: str, text: str) -> str | None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 compile(text, path, "exec", dont_inherit=True)
-                ast.dump(normalized(text))
+                syntax({path: text})
     except UnicodeEncodeError:
         return f"{path} contains a character that is not text (a lone surrogate)"
     except (SyntaxError, ValueError) as error:
