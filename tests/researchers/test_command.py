@@ -17,6 +17,7 @@ import pytest
 from autoresearch.base import process
 from autoresearch.base.errors import NoProposal, UserError
 from autoresearch.base.registry import find
+from autoresearch.executors.sandbox import sandboxes
 from autoresearch.ledger.records import CrashKind, Proposal
 from autoresearch.researchers.coding_agents import command
 from autoresearch.researchers.coding_agents.command import CommandResearcher
@@ -63,6 +64,7 @@ def kit(tmp_path: Path) -> Kit:
         scratch=tmp_path / "scratch",
         namespace=f"test:{tmp_path}:",
         redact=lambda text: text.replace(KEY, "[redacted]"),
+        supervised=sandboxes.supervised,
     )
 
 
@@ -242,6 +244,24 @@ def test_a_hanging_agent_is_ended_with_all_that_it_started(
     with pytest.raises(NoProposal, match="deadline of 1 s"):
         ask(textwrap.dedent(code), deadline_seconds=1.0)
     assert time.monotonic() - start < 15
+    assert is_over(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a supervisor needs Linux")
+def test_a_daemon_without_our_mark_and_session_is_ended_with_the_agent(ask: Ask, tmp_path: Path) -> None:
+    code = f"""
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                code = "import os, time; open('{tmp_path}/pid', 'w').write(str(os.getpid())); time.sleep(60)"
+                os.execve(sys.executable, [sys.executable, "-c", code], {{}})
+            os._exit(0)
+        os.wait()
+        while not os.path.exists("{tmp_path}/pid") or not open("{tmp_path}/pid").read():
+            time.sleep(0.01)
+    """
+    ask(textwrap.dedent(code) + EDIT, deadline_seconds=30.0)
     assert is_over(int((tmp_path / "pid").read_text()))
 
 

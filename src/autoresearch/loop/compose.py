@@ -206,6 +206,7 @@ def kit(workspace: Workspace, settings: Config, namespace: str) -> Kit:
         namespace=namespace,
         papers=lambda query: literature(workspace, settings, query),
         redact=config.redact,
+        supervised=sandboxes.supervised,
     )
 
 

@@ -73,7 +73,8 @@ class Kit:
     `root` is the lab's, where relative paths in an argument are looked up first. `environment` is the user's own,
     including keys: only for the researcher, never for a run. `transcripts` has a directory for each trial, `<number,
     four digits>`, and `scratch` is for temporary files. `namespace` marks the processes that it starts. `papers`
-    searches the literature. `redact` removes keys from a text. The limits are per proposal; None means no limit.
+    searches the literature. `redact` removes keys from a text. `supervised` is a command with a supervisor that ends
+    what it leaves behind, where the system has such a thing. The limits are per proposal; None means no limit.
     """
 
     seed: int = 0
@@ -89,6 +90,7 @@ class Kit:
     namespace: str = "researcher:"
     papers: Callable[[str], str] = lambda query: "the literature cannot be searched here"
     redact: Callable[[str], str] = lambda text: text
+    supervised: Callable[[Sequence[str]], list[str]] = list
 
     def path(self, name: str) -> Path:
         """A file that an argument names: in the lab, or else relative to where the user is."""

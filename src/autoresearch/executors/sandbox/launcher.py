@@ -72,14 +72,18 @@ def start(rules: Mapping[str, Any], words: list[str]) -> None:
     try:
         if rules.get("confine"):
             confine(rules)
-        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and children would inherit that
-            signal.signal(ignored, signal.SIG_DFL)
+    except OSError as error:
+        _say(f"the sandbox could not be set up: {error}; set `sandbox: none` to run without one, or install bubblewrap")
+        os._exit(REFUSED)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and children would inherit that
+        signal.signal(ignored, signal.SIG_DFL)
+    try:
         os.execvp(words[0], words)
     except FileNotFoundError:
         _say(f"there is no program {words[0]}")
         os._exit(NOT_FOUND)
     except OSError as error:
-        _say(f"the sandbox could not be set up: {error}; set `sandbox: none` to run without one, or install bubblewrap")
+        _say(f"cannot start {words[0]}: {error}")
         os._exit(REFUSED)
 
 

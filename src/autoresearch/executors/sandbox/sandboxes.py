@@ -14,7 +14,12 @@ from autoresearch.base.errors import UserError
 from autoresearch.executors.sandbox.bubblewrap import Bubblewrap
 from autoresearch.executors.sandbox.interpreter import program
 from autoresearch.executors.sandbox.landlock import Landlock
-from autoresearch.executors.sandbox.rules import Rules, Sandbox, launched
+from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, launched
+
+
+def supervised(words: Sequence[str], limits: Limits = Limits()) -> list[str]:
+    """The command with a supervisor that ends what it leaves behind, whatever that does. Only on Linux."""
+    return launched(words, limits, supervise=True) if sys.platform.startswith("linux") else list(words)
 
 
 class Nothing:
@@ -23,10 +28,7 @@ class Nothing:
     name = "none"
 
     def command(self, words: Sequence[str], rules: Rules) -> list[str]:
-        words = [program(words[0]), *words[1:]]
-        if not sys.platform.startswith("linux"):
-            return words
-        return launched(words, rules.limits, supervise=True)
+        return supervised([program(words[0]), *words[1:]], rules.limits)
 
 
 SANDBOXES: Mapping[str, Sandbox] = {each.name: each for each in (Bubblewrap(), Landlock(), Nothing())}  # best first

@@ -30,6 +30,7 @@ POLICY = "policy.toml"
 OUTPUT_LIMIT = 16_000_000  # bytes of output after which an agent is ended
 TRANSCRIPT_LIMIT = 1_000_000  # characters kept of one call
 WORDS_LIMIT, SHORT_LINE, IDEA_LIMIT, REASON_LIMIT = 400, 100, 200, 600  # characters
+NOT_STARTED, SUPERVISOR = (126, 127), "autoresearch: "  # how its supervisor says that there is no agent
 GIT_SECONDS = 60.0
 GIT = ("git", "-c", f"core.hooksPath={os.devnull}", "-c", "commit.gpgsign=false", "-c", "core.autocrlf=false")
 AUTHOR = ("-c", "user.name=autoresearch", "-c", "user.email=autoresearch@localhost")
@@ -203,6 +204,8 @@ class Call:
             command = [*command, "--policy", str(self.directory / POLICY)]
         try:
             ended = self._run(command, self.kit.deadline_seconds, self.directory / PROMPT)
+            if ended.exit_code in NOT_STARTED and (said := self._output()).startswith(SUPERVISOR):
+                raise OSError(said.removeprefix(SUPERVISOR).strip())
         except OSError as error:
             raise UserError(
                 f"cannot start the researcher {self.name} ({error}): try running {command[0]} yourself"
@@ -217,7 +220,7 @@ class Call:
 
     def _run(self, command: list[str], seconds: float, stdin: Path | None) -> process.Ended:
         return process.run_group(
-            command,
+            self.kit.supervised(command),
             directory=self.work,
             environment=self.environment(),
             log=self.directory / "output",
