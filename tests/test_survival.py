@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(lab: Path, tmp_path: Pat
     while True:
         loop = start(lab)
         try:
-            out, _ = loop.communicate(timeout=moments.uniform(0.3, 1.2) * seconds)
+            out, _ = loop.communicate(timeout=moments.uniform(0.3, 1.2) * seconds * (1 + kills / 10))
         except subprocess.TimeoutExpired:
             loop.kill()
             loop.communicate()
@@ -148,3 +149,23 @@ def test_a_trial_limit_and_a_time_limit_stop_the_loop(lab: Path) -> None:
     assert finished(lab) == 3, out
     out, _ = start(lab, "--hours", "0").communicate(timeout=60)
     assert finished(lab) == 3, out
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_lab_that_is_deleted_or_moved_ends_its_loop_in_one_sentence(lab: Path, moved: bool) -> None:
+    process = start(lab, sleep=2.0)
+    wait_for(lab, 1)
+    gone = lab.rename(lab.with_name("elsewhere"))
+    if not moved:
+        shutil.rmtree(gone)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert f"autoresearch: {lab} was moved or deleted while its loop ran" in " ".join(output.split())
+    assert not (lab / ".autoresearch/ledger.jsonl").exists(), "no other search is begun in its place"
+    assert leftovers(lab) == []
+    if moved:
+        shutil.rmtree(lab, ignore_errors=True)
+        gone.rename(lab)
+        again = start(lab, "--trials", "1", sleep=0.1)
+        assert again.communicate(timeout=60)[0]
+        assert again.returncode == 0

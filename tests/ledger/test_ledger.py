@@ -106,7 +106,16 @@ def test_what_follows_a_mark_is_read_alone_and_only_in_the_same_file(ledger: Led
     ledger.path.write_bytes(data.replace(b"out of memory", b"out of money!"))
     assert ledger.since(mark) is None
     ledger.path.unlink()
-    assert ledger.since(mark) is None
+    assert Ledger(ledger.path).since(mark) is None
+
+
+def test_a_ledger_that_was_read_and_is_gone_is_not_begun_anew(ledger: Ledger) -> None:
+    ledger.campaigns()
+    ledger.path.unlink()
+    for action in (ledger.campaigns, ledger.next_trial, lambda: ledger.append(EVENTS[-1])):
+        with pytest.raises(UserError, match="is gone"):
+            action()
+    assert not ledger.path.exists()
 
 
 def test_a_trial_whose_own_line_was_set_aside_is_unknown_and_its_number_is_not_used_again(ledger: Ledger) -> None:

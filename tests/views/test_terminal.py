@@ -8,12 +8,13 @@ import io
 import pytest
 from rich.console import Console
 
+from autoresearch.agents import overview
 from autoresearch.lab.doctor import Check
 from autoresearch.lab.sizing.planner import Goal, Measurement, Setting, plan_of
 from autoresearch.lab.sizing.planner import Row as FitRow
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Crash, CrashKind, Status
-from autoresearch.ledger.report import rows, run_seconds, summarize
+from autoresearch.ledger.report import rows, summarize
 from autoresearch.ledger.results_tsv import from_tsv
 from autoresearch.views import setup, terminal
 from published import PUBLISHED, campaign, trial
@@ -86,7 +87,7 @@ def test_text_written_by_others_has_no_effect(in_terminal: bool) -> None:
     found = campaign(trial(0, "baseline", 1.5, Status.KEEP), trial(1, NASTY, 1.4, Status.KEEP), crashed())
     table = rows(found)
     terminal.show_log(table, out)
-    terminal.show_status(found, summarize(table), False, out)
+    terminal.show_status(overview.of(found), False, out)
     terminal.show_report(summarize(table), out)
     terminal.show_trial(crashed(), f"+{NASTY}\n", NASTY, out)
     said = printed(out)
@@ -129,7 +130,7 @@ def test_status_says_whether_a_loop_works_and_on_what() -> None:
     found = campaign(trial(0, "baseline", 1.5, Status.KEEP), trial(1, "x", 1.6, Status.DISCARD), under_way)
     for running, words in ((True, "at work"), (False, "`autoresearch run`")):
         out = console()
-        terminal.show_status(found, summarize(rows(found), run_seconds(found)), running, out)
+        terminal.show_status(overview.of(found), running, out)
         said = printed(out)
         wanted = [words, "autoresearch/t", "sandbox none", "#2 softcap 20", "#1 discard: x", "1.500000"]
         assert [word for word in wanted if word not in said] == []

@@ -82,7 +82,10 @@ class LocalExecutor:
 
         Raises:
             NoInterpreterError: the lab's Python disappeared after the campaign started.
+            FileNotFoundError: the lab did.
         """
+        for place in (self.runs, self.runs.parent / SCRATCH):
+            place.mkdir(exist_ok=True)  # not its parents: a lab that was deleted is not made again
         directory = self.runs / request.run_id
         shutil.rmtree(directory, ignore_errors=True)
         scratch = self._scratch(request)

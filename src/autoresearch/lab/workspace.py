@@ -113,7 +113,7 @@ class Workspace:
         for pattern in (f".{self.results.name}.*.tmp", f".{self.chart.name}.*.tmp"):
             for path in self.root.glob(pattern):
                 path.unlink(missing_ok=True)
-        for place in (self.state, *self._latest_trials()):
+        for place in (self.state, self.trials, *self._latest_trials()):
             for path in place.glob(".*.tmp"):
                 if path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)

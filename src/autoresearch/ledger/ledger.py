@@ -53,9 +53,13 @@ class Ledger:
         self._start_over()
 
     def append(self, event: Event) -> None:
-        """Write one event and force it to the disk before returning."""
+        """Write one event and force it to the disk before returning.
+
+        Raises:
+            UserError: the ledger was there and is gone, or is a directory.
+        """
         line = lines.encode(event)
-        is_new = not self.path.exists()
+        is_new = not self._is_there()
         atomic.make_directory(self.path.parent)
         with self.path.open("ab") as file:
             file.write(line + b"\n")
@@ -107,7 +111,11 @@ class Ledger:
     def _is_there(self) -> bool:
         if self.path.is_dir():
             raise UserError(f"{self.path} is a directory, but should be the lab's ledger: move it away or restore it")
-        return self.path.exists()
+        if self.path.exists():
+            return True
+        if self._mark.read:
+            raise UserError(f"{self.path} is gone, with what it recorded: restore it, then run this again")
+        return False
 
     def times(self) -> dict[int, float]:
         """When each trial was proposed, in seconds since 1970."""

@@ -39,12 +39,20 @@ def run_campaign(
 
 @contextlib.contextmanager
 def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
-    """If it stops because of an error or Ctrl-C, record why; and leave no process of this lab behind."""
+    """If it stops because of an error or Ctrl-C, record why; and leave no process of this lab behind.
+
+    Raises:
+        UserError: the lab is gone.
+    """
     try:
         yield
-    except (KeyboardInterrupt, UserError) as stop:
-        with contextlib.suppress(OSError):
-            stages.record(Stopped(tag, str(stop) or "stopped by hand"))
+    except (KeyboardInterrupt, UserError, OSError) as stop:
+        root = stages.workspace.root
+        if stages.ledger.mark.read and not stages.ledger.path.exists():
+            raise UserError(f"{root} was moved or deleted while its loop ran: put it back, then continue") from stop
+        if not isinstance(stop, OSError):
+            with contextlib.suppress(OSError, UserError):
+                stages.record(Stopped(tag, str(stop) or "stopped by hand"))
         raise
     finally:
         stages.executor.end_leftovers()

@@ -17,9 +17,9 @@ from autoresearch.executors.sandbox.landlock import Landlock
 from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, launched
 
 
-def supervised(words: Sequence[str], limits: Limits = Limits()) -> list[str]:
+def supervised(words: Sequence[str], limits: Limits | None = None) -> list[str]:
     """The command with a supervisor that ends what it leaves behind, whatever that does. Only on Linux."""
-    return launched(words, limits, supervise=True) if sys.platform.startswith("linux") else list(words)
+    return launched(words, limits or Limits(), supervise=True) if sys.platform.startswith("linux") else list(words)
 
 
 class Nothing:
