@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import psutil
 import pytest
 
 from autoresearch.executors.sandbox.sandboxes import Nothing
+from autoresearch.models import serving
 from autoresearch.models.cell import Cell
 from autoresearch.models.sampling import Sampler
 from autoresearch.models.serving import Endpoint
@@ -138,6 +141,60 @@ def test_what_is_no_request_is_refused_and_why(served: Served, body: str, told: 
     error = answer.json()["error"]
     assert error["type"] == "invalid_request_error"
     assert error["message"].startswith(told)
+
+
+def test_a_request_that_is_too_long_is_refused_before_it_is_read(served: Served) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(64):
+            yield b"x" * 2**20
+
+    head = {"Content-Type": "application/json"}
+    with contextlib.suppress(httpx.WriteError, httpx.ReadError):  # the rest is not listened to
+        answer = httpx.post(f"{served.url}/v1/completions", content=endless(), headers=head, timeout=60)
+        assert answer.status_code == 413
+        assert "at most 16 MiB" in answer.json()["error"]["message"]
+    assert served.post(prompt="The", max_tokens=2).status_code == 200
+
+
+@pytest.mark.parametrize("sent", ["", "POST /v1/comp", "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"])
+def test_a_connection_on_which_no_request_comes_is_closed(monkeypatch: pytest.MonkeyPatch, sent: str) -> None:
+    monkeypatch.setattr(serving, "SECONDS_TO_ASK", 0.5)
+    with served_here() as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(sent.encode())
+        slow.settimeout(30)
+        began = time.monotonic()
+        assert slow.recv(100) == b""
+        assert time.monotonic() - began > 0.4
+
+
+def test_a_body_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SECONDS_TO_ASK", 0.5)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99"
+    with served_here() as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(f"{head}\r\n\r\n{{".encode())
+        slow.settimeout(30)
+        assert b"408" in slow.recv(100)
+
+
+@contextlib.contextmanager
+def served_here() -> Iterator[int]:
+    """The port of a server in this process, whose model is never asked."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = serving.Server(Idle())  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+class Idle:
+    """A sampler that is never asked."""
+
+    is_over = False
 
 
 def test_other_sites_cannot_ask(served: Served) -> None:

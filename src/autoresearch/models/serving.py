@@ -26,10 +26,12 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from autoresearch.base.errors import UserError
 from autoresearch.models import sampling
@@ -45,6 +47,8 @@ POLICY = (
 )
 MOST_PROMPTS = 64
 MOST_STOPS = 4
+MOST_BODY = 16 * 2**20  # bytes of a request
+SECONDS_TO_ASK = 20.0  # for the head of a request, and again for its body: whoever is slower is not answered
 SECONDS_TO_END = 2
 
 
@@ -200,7 +204,7 @@ async def read(request: HttpRequest) -> Completion:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise HTTPException(400, "send JSON, with the header Content-Type: application/json")
     try:
-        wanted = Completion.model_validate_json(await request.body())
+        wanted = Completion.model_validate_json(await body(request))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][:1])) or "the body"
@@ -208,6 +212,26 @@ async def read(request: HttpRequest) -> Completion:
     if len(wanted.prompts) > MOST_PROMPTS or any(len(text) > LONGEST_PROMPT for text in wanted.prompts):
         raise HTTPException(400, f"prompt: at most {MOST_PROMPTS} of at most {LONGEST_PROMPT} characters")
     return wanted
+
+
+async def body(request: HttpRequest) -> bytes:
+    """The body, which must not be long or slow.
+
+    Raises:
+        HTTPException: it is.
+    """
+    found = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS_TO_ASK):
+            async for part in request.stream():
+                found += part
+                if len(found) > MOST_BODY:
+                    raise HTTPException(413, f"the request is too long: at most {MOST_BODY // 2**20} MiB")
+    except TimeoutError:
+        raise HTTPException(408, f"the request did not arrive within {SECONDS_TO_ASK:g} seconds") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the request broke off") from None
+    return bytes(found)
 
 
 # ---------------------------------------------------------------- what is answered
@@ -254,16 +278,30 @@ class Server(uvicorn.Server):
     def __init__(self, sampler: Sampler) -> None:
         super().__init__(
             uvicorn.Config(
-                Endpoint(sampler).app(), log_level="warning", timeout_graceful_shutdown=SECONDS_TO_END, lifespan="off"
+                Endpoint(sampler).app(),
+                http=H11Protocol,
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                timeout_graceful_shutdown=SECONDS_TO_END,
             )
         )
         self.sampler = sampler
+        self._asking: dict[H11Protocol, float] = {}  # connections without the head of a request, and since when
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.sampler.end()
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        """Called about ten times a second. Closes connections on which no request comes."""
+        now = time.monotonic()
+        every = [one for one in self.server_state.connections if isinstance(one, H11Protocol)]
+        asking = [one for one in every if one.cycle is None or one.cycle.response_complete]
+        self._asking = {one: self._asking.get(one, now) for one in asking}
+        for one, since in self._asking.items():
+            if now - since > SECONDS_TO_ASK:
+                one.transport.close()
         return await super().on_tick(counter) or self.sampler.is_over
 
 
