@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,3 +97,54 @@ def test_what_a_power_cut_leaves_is_whole_and_continues(image: Path, tmp_path: P
 
 def proposal(number: int) -> dict[str, object]:
     return {"idea": f"idea {number}", "files": {"train.py": toy_lab.train_with(2.9 - 0.2 * number)}}
+
+
+RECORDS = """
+import sys
+from pathlib import Path
+from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.events import GuidanceGiven
+from autoresearch.ledger.ledger import Ledger
+workspace = Workspace.open(Path(sys.argv[1]))
+made = workspace.commit("t", 1, workspace.base("t"), {"train.py": "X = 1\\n"}, "an idea")
+Ledger(workspace.ledger).append(GuidanceGiven("t", made))
+"""
+
+
+def test_what_an_event_names_is_forced_to_the_disk_before_the_event(lab: Path, tmp_path: Path) -> None:
+    calls = traced([sys.executable, "-c", RECORDS, str(lab)], tmp_path / "calls")
+    forced: set[str] = set()
+    named: list[str] = []  # objects and references, once they have their names
+    for call, paths in calls:
+        if call == "fsync":
+            forced.add(paths[0])
+        elif call in ("link", "rename") and re.search(r"\.git/(objects/../[0-9a-f]{38}|refs/autoresearch)", paths[1]):
+            assert paths[0] in forced, f"{paths[1]} has its name before its content is on the disk"
+            named.append(paths[1])
+        elif call == "write" and paths[0].endswith("ledger.jsonl"):
+            break
+    else:
+        pytest.fail("the event was never written")
+    assert sum("/objects/" in path for path in named) == 3, "a file, a tree, a commit"
+    assert [path for path in named if "/refs/" in path] == [str(lab / ".git/refs/autoresearch/t/1")]
+    assert calls[-1] == ("fsync", [str(lab / ".autoresearch")])
+    assert calls[-2] == ("fsync", [str(lab / ".autoresearch/ledger.jsonl")])
+
+
+def traced(command: list[str], output: Path) -> list[tuple[str, list[str]]]:
+    """The calls of a command that write, force and name files, in order, each with its paths."""
+    tracing = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,write,link,rename", "-o", str(output)]
+    try:
+        subprocess.run([*tracing, *command], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("strace does not work here")
+    found = []
+    for line in output.read_text().splitlines():
+        if call := re.match(r"\d+ +(\w+)\((.*)", line):
+            name, rest = call.groups()
+            paths = (
+                re.findall(r'"(/[^"]*)"', rest) if name in ("link", "rename") else re.findall(r"^\d+<(/[^>]*)>", rest)
+            )
+            if paths:
+                found.append((name, paths))
+    return found
