@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -409,6 +410,11 @@ def test_a_bug_of_ours_is_exit_3_with_a_log_to_paste(call: Cli, monkeypatch: pyt
     log = Path(err.split()[-1])
     assert "RuntimeError: ours" in log.read_text()
     os.unlink(log)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    code, _, err = call("status", "--lab", lab)
+    assert code == 3
+    assert "RuntimeError: ours" in err
+    assert err.rstrip().endswith("please report it with what is above")
 
 
 def test_a_lab_with_only_a_control_says_which(lab: Path, call: Cli) -> None:

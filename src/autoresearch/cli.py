@@ -104,6 +104,11 @@ def _complain(message: str, code: int = 1) -> int:
 
 
 def _bug(error: Exception) -> int:
-    with tempfile.NamedTemporaryFile("w", prefix="autoresearch-bug-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    return _complain(f"a bug in autoresearch, not your mistake ({error!r}): please report it with {file.name}", 3)
+    said = f"a bug in autoresearch, not your mistake ({error!r}): please report it with"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="autoresearch-bug-", suffix=".log", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        traceback.print_exception(error)
+        return _complain(f"{said} what is above", 3)
+    return _complain(f"{said} {file.name}", 3)
