@@ -187,10 +187,10 @@ class Took:
     peak_mb: float
 
 
-def timed(command: list[str], **options: Any) -> Took:
+def timed(command: list[str]) -> Took:
     """Run a command and measure it, without the processes that it starts."""
     start = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) as child:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0, command
@@ -282,8 +282,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--trials", type=int, default=20_000)
     parser.add_argument("--lab", type=Path, help="where to make the lab, or one that this made before")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    for part in ("--make", "--inside"):  # in processes of their own, so that this one stays small
+        parser.add_argument(part, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.make:
+        make(options.lab, options.trials)
+        return
     if options.inside:
         inside(options.lab)
         return
@@ -291,10 +295,12 @@ def main() -> None:
         lab = options.lab or Path(directory, "lab")
         if not lab.exists():
             print(f"making a lab of {options.trials} trials, which takes a few minutes", file=sys.stderr)
-            make(lab, options.trials)
+            subprocess.run(
+                [sys.executable, __file__, "--make", "--trials", str(options.trials), "--lab", lab], check=True
+            )
         size = (lab / ".autoresearch/ledger.jsonl").stat().st_size / 2**20
         print(f"{options.trials} trials, a ledger of {size:.0f} MiB, {hardware.device()}, {platform.platform()}\n")
-        print("| what | seconds | goal | MiB |\n|---|---|---|---|")
+        print(f"| what | seconds | goal | MiB, goal {MEMORY_GOAL} |\n|---|---|---|---|")
         for name, took in commands(lab, options.trials):
             seconds, peak = [each.seconds for each in took], max(each.peak_mb for each in took)
             print(row(f"`{name}`", seconds, GOALS[name], peak), flush=True)

@@ -136,7 +136,7 @@ def chart(
     if results is None:
         workspace = Workspace.open(lab)
         campaign = Answers(workspace).campaign(tag)
-        _draw_campaign(campaign, output or workspace.chart)
+        _draw_campaign(campaign, output or workspace.chart, claims.summary(campaign))
     else:
         _draw(read_results(results), output or results.with_name("progress.png"), results.name)
 
@@ -151,13 +151,13 @@ def read_results(path: Path) -> tuple[report.Row, ...]:
 def show_report(workspace: Workspace, campaign: Campaign | None, console: Console) -> None:
     if campaign is None or not campaign.finished:
         return
-    comparable = comparability.class_of(campaign)
-    terminal.show_report(claims.summary(campaign), console, campaign.started, claims.of(campaign), comparable)
-    _draw_campaign(campaign, workspace.chart)
+    comparable, summary = comparability.class_of(campaign), claims.summary(campaign)
+    terminal.show_report(summary, console, campaign.started, claims.of(campaign), comparable)
+    _draw_campaign(campaign, workspace.chart, summary)
 
 
-def _draw_campaign(campaign: Campaign, path: Path) -> None:
-    _draw(report.rows(campaign), path, campaign.tag, comparability.text(campaign), claims.summary(campaign))
+def _draw_campaign(campaign: Campaign, path: Path, summary: report.Report) -> None:
+    _draw(report.rows(campaign), path, campaign.tag, comparability.text(campaign), summary)
 
 
 def _draw(

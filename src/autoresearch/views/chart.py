@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib import font_manager, style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,16 +19,15 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox, BboxBase
 
 from autoresearch.base import atomic
 from autoresearch.base.errors import UserError
 from autoresearch.ledger.records import Status
 from autoresearch.ledger.report import Report, Row, Step, one_line, shorten, summarize
+from autoresearch.views.labels import DOTS_PER_INCH, Array, Place, Point, Room
 from autoresearch.views.lines import gain_text
 
 SIZE_INCHES = (12.0, 6.75)
-DOTS_PER_INCH = 150
 KEEP, DISCARD, CRASH, INK = "#1a7f4b", "#9aa5b1", "#c0392b", "#27313b"
 MADE_BY = "autoresearch, with matplotlib"  # is in the picture, so that it is known again
 FONT = "DejaVu Sans"  # ships with matplotlib, so the picture is the same on every machine
@@ -40,17 +36,7 @@ FEW_STEPS = 12
 MOST_LABELS = 40
 REACH = 3.0  # the worst trial shown is at most this many times as far from the best as the median trial
 CROWDING = 5.0  # and at most this many times as far as the baseline; anything up to twice as far is always shown
-DOT_COST = 14.0  # extra distance in points that a label accepts to avoid covering one dot
-CELLS = 300  # across and up: dots in the same cell cover each other
-PIXELS_PER_POINT = DOTS_PER_INCH / 72
-LEADER_PARTS = 12  # boxes that stand in for such a line, which labels must not cross
-LEADER_POINTS = 16.0  # a label farther than this from its step is connected to it by a thin line
-# Where a label can start, in points from its step: next to it, or higher and lower at a few distances.
-OFFSETS = [
-    (x, y) for x in (9.0, 30.0, 60.0, 100.0, -9.0, -30.0) for y in (0.0, *range(8, 168, 8), *range(-8, -168, -8))
-]
-
-Point = tuple[float, float]
+CELLS, COARSE = 300, 100  # of a grid: dots in the same cell cover each other, or lie in the way of the same labels
 
 
 def draw(rows: Iterable[Row], path: Path, title: str = "", note: str = "", report: Report | None = None) -> Path | None:
@@ -174,14 +160,14 @@ def _dots(axes: Axes, scored: list[Row], high: float) -> None:
         axes.scatter(off, [0.985] * len(off), transform=top, marker="^", s=30, color=DISCARD, label=name, zorder=2)
 
 
-def thinned(dots: list[Point]) -> list[Point]:
-    """One dot of those that would be drawn over each other."""
-    if len(dots) <= CELLS:
+def thinned(dots: list[Point], cells: int = CELLS) -> list[Point]:
+    """One dot of those that would be drawn over each other, on a grid of so many cells across and up."""
+    if len(dots) <= cells:
         return dots
     spans = [(min(along), max(max(along) - min(along), 1e-9)) for along in zip(*dots, strict=True)]
     (left, width), (low, height) = spans
-    cells = {(int(CELLS * (x - left) / width), int(CELLS * (y - low) / height)): (x, y) for x, y in dots}
-    return list(cells.values())
+    kept = {(int(cells * (x - left) / width), int(cells * (y - low) / height)): (x, y) for x, y in dots}
+    return list(kept.values())
 
 
 def _crashes(axes: Axes, rows: tuple[Row, ...]) -> None:
@@ -229,13 +215,16 @@ def _labels(axes: Axes, rows: tuple[Row, ...], frontier: tuple[Step, ...]) -> No
     assert whole is not None, "axes belong to a figure"
     whole.draw_without_rendering()  # fixes the layout, so that positions in pixels are known
     dots: list[Point] = [(row.number, row.val_bpb) for row in rows if row.val_bpb]
-    room = Room(axes.bbox, _obstacles(axes, frontier), axes.transData.transform(thinned(dots)))
+    room = Room(
+        np.array(axes.bbox.extents), _obstacles(axes, frontier), axes.transData.transform(thinned(dots, COARSE))
+    )
     by_gain = sorted(frontier[1:], key=lambda step: step.gain, reverse=True)
     length, points = (CROWDED_CHARACTERS, 8.0) if len(frontier) > FEW_STEPS else (LABEL_CHARACTERS, 9.5)
     for step in [frontier[0], *by_gain][:MOST_LABELS]:
         name = shorten(_drawable(step.description), length)
         sample = axes.text(0, 0, name, fontsize=points, parse_math=False)
-        place = room.take(_pixels(axes, step.number, step.val_bpb), sample.get_window_extent())
+        extent = sample.get_window_extent()
+        place = room.take(_pixels(axes, step.number, step.val_bpb), extent.width, extent.height)
         sample.remove()
         if place:
             _note(axes, step, name, points, place)
@@ -262,64 +251,16 @@ def _note(axes: Axes, step: Step, name: str, points: float, place: Place) -> Non
     note.set_in_layout(False)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a label goes: its offset from the step in points, its box in pixels, the boxes along the line to it."""
-
-    dx: float
-    dy: float
-    box: Bbox
-    leader: tuple[Bbox, ...]
-
-
-@dataclass
-class Room:
-    """Free space for labels, in pixels. A label covers no obstacle and no other label, and avoids dots if it can."""
-
-    bounds: BboxBase
-    obstacles: list[Bbox]
-    dots: npt.NDArray[np.float64]
-    labels: list[Bbox] = field(default_factory=list)
-
-    def take(self, step: Point, size: BboxBase) -> Place | None:
-        """Return the cheapest free place and reserve it; None if all places are taken."""
-        free = [place for offset in OFFSETS if self._is_free(place := _place(step, size, offset))]
-        best = min(free, key=self._cost, default=None)
-        if best:
-            self.labels.append(best.box)
-            self.obstacles += [best.box, *best.leader]
-        return best
-
-    def _is_free(self, place: Place) -> bool:
-        box, bounds = place.box, self.bounds
-        inside = bounds.x0 <= box.x0 and box.x1 <= bounds.x1 and bounds.y0 <= box.y0 and box.y1 <= bounds.y1
-        crossed = any(piece.count_overlaps(self.labels) for piece in place.leader)
-        return inside and not crossed and not box.count_overlaps(self.obstacles)
-
-    def _cost(self, place: Place) -> float:
-        return math.hypot(place.dx, place.dy) + DOT_COST * place.box.count_contains(self.dots)
-
-
-def _place(step: Point, size: BboxBase, offset: Point) -> Place:
-    (x, y), (dx, dy) = step, offset
-    near_x, near_y = x + dx * PIXELS_PER_POINT, y + dy * PIXELS_PER_POINT
-    left = near_x if dx > 0 else near_x - size.width
-    box = Bbox.from_bounds(left, near_y - size.height / 2, size.width, size.height)
-    parts = range(1, LEADER_PARTS) if math.hypot(dx, dy) >= LEADER_POINTS else ()
-    along = ((x + (near_x - x) * part / LEADER_PARTS, y + (near_y - y) * part / LEADER_PARTS) for part in parts)
-    return Place(dx, dy, box, tuple(Bbox.from_bounds(px - 2, py - 2, 4, 4) for px, py in along))
-
-
-def _obstacles(axes: Axes, frontier: tuple[Step, ...]) -> list[Bbox]:
-    """Return boxes (pixels) that no label may cover: the steps, the line between them, the legend, the footer."""
+def _obstacles(axes: Axes, frontier: tuple[Step, ...]) -> Array:
+    """Return boxes that no label may cover: the steps, the line between them, the legend, the footer."""
     points = [_pixels(axes, step.number, step.val_bpb) for step in frontier]
-    boxes = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in points]
+    boxes = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
     for (x, y), (next_x, next_y) in itertools.pairwise([*points, (axes.bbox.x1, points[-1][1])]):
-        boxes.append(Bbox.from_extents(x, y - 3, next_x, y + 3))
-        boxes.append(Bbox.from_extents(next_x - 3, next_y, next_x + 3, y))
-    foot = Bbox.from_bounds(axes.bbox.x0, axes.bbox.y0, axes.bbox.width, 0.04 * axes.bbox.height)
-    legend = axes.get_legend()
-    return [*boxes, foot, *([legend.get_window_extent()] if legend else [])]
+        boxes.append((x, y - 3, next_x, y + 3))
+        boxes.append((next_x - 3, min(y, next_y), next_x + 3, max(y, next_y)))
+    bounds, legend = axes.bbox, axes.get_legend()
+    boxes.append((bounds.x0, bounds.y0, bounds.x1, bounds.y0 + 0.04 * bounds.height))
+    return np.array([*boxes, *([tuple(legend.get_window_extent().extents)] if legend else [])])
 
 
 def _pixels(axes: Axes, number: int, val_bpb: float) -> Point:
