@@ -12,13 +12,12 @@ researcher's proposal and the judge's decision, and runs the loop for a few more
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import os
 import platform
 import random
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from autoresearch.lab import config, hardware
 from autoresearch.lab.workspace import Workspace
@@ -188,13 +189,15 @@ class Took:
 
 
 def timed(command: list[str]) -> Took:
-    """Run a command and measure it, without the processes that it starts."""
-    start = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+    """Run a command and measure it, without the processes that it starts. Memory is looked at 50 times a second."""
+    start, peak = time.monotonic(), 0
+    with psutil.Popen(command, stdout=subprocess.DEVNULL) as child:
+        while child.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, child.memory_info().rss)
+            time.sleep(0.02)
     assert child.returncode == 0, command
-    return Took(time.monotonic() - start, usage.ru_maxrss / 1024)
+    return Took(time.monotonic() - start, peak / 2**20)
 
 
 def commands(lab: Path, trials: int) -> Iterator[tuple[str, list[Took]]]:
@@ -237,8 +240,7 @@ def inside(lab: Path) -> None:
         clocked("the guard", partial(proposals.refusal, stages, campaign, proposal, brief.files))
         clocked("a decision", partial(stages.judge.decide, campaign, campaign.finished[-1 - number]))
         clocked("branch and results.tsv", partial(publish, stages, campaign))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+    print(json.dumps(seconds))
 
 
 RESEARCHER = """
@@ -305,8 +307,7 @@ def main() -> None:
             seconds, peak = [each.seconds for each in took], max(each.peak_mb for each in took)
             print(row(f"`{name}`", seconds, GOALS[name], peak), flush=True)
         said = subprocess.run([sys.executable, __file__, "--inside", "--lab", lab], stdout=subprocess.PIPE, check=True)
-        found = json.loads(said.stdout)
-        for name, seconds in found["seconds"].items():
+        for name, seconds in json.loads(said.stdout).items():
             print(row(name, seconds, PROPOSAL_GOAL if name.endswith("proposal") else None), flush=True)
         seconds, loop = next_runs(lab)
         print(row("from a verdict to the next run", seconds, NEXT_GOAL, loop.peak_mb))
