@@ -177,10 +177,12 @@ class Ledger:
         if not self._is_there():
             self._start_over()
             return
-        with self.path.open("rb", BUFFER) as file, without_collecting():
+        with self.path.open("rb", BUFFER) as file, contextlib.ExitStack() as stack:
             if not _continues(file, self._mark):
                 self._start_over()
                 file.seek(0)
+            if os.fstat(file.fileno()).st_size > self._mark.read + BUFFER:
+                stack.enter_context(without_collecting())
             read, number = self._mark.read, self._mark.lines
             try:
                 for line in whole_lines(file):
@@ -223,6 +225,7 @@ class Gathered:
     def __init__(self) -> None:
         self._started: dict[str, CampaignStarted] = {}
         self.trials: dict[int, Trial] = {}
+        self._by_tag: dict[str, dict[int, Trial]] = {}  # the same trials, by campaign
         self._refused: dict[str, list[ProposalRefused]] = {}
         self._guidance: dict[str, str] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
@@ -233,10 +236,9 @@ class Gathered:
         match event:
             case RunEnded() | Verdict() | TrialDropped():
                 if trial := self.trials.get(event.trial):  # its own line may have been set aside
-                    self._replace(after(trial, event))
+                    self._set(event.trial, after(trial, event))
             case TrialProposed():
-                self.trials[event.trial] = Trial(event)
-                self._changed(event.tag)
+                self._set(event.trial, Trial(event))
             case CampaignStarted():
                 self._started[event.tag] = event
                 self._changed(event.tag)
@@ -256,9 +258,10 @@ class Gathered:
         """The campaigns so far, oldest first."""
         return tuple(self._made.get(tag) or self._make(tag) for tag in self._started)
 
-    def _replace(self, trial: Trial) -> None:
-        self.trials[trial.number] = trial
-        self._changed(trial.proposed.tag)
+    def _set(self, number: int, trial: Trial) -> None:
+        tag = trial.proposed.tag
+        self.trials[number] = self._by_tag.setdefault(tag, {})[number] = trial
+        self._changed(tag)
 
     def _changed(self, tag: str) -> None:
         self._made.pop(tag, None)
@@ -266,7 +269,7 @@ class Gathered:
     def _make(self, tag: str) -> Campaign:
         made = self._made[tag] = Campaign(
             self._started[tag],
-            trials=tuple(trial for trial in self.trials.values() if trial.proposed.tag == tag),
+            trials=tuple(self._by_tag.get(tag, {}).values()),
             refused=tuple(self._refused.get(tag, ())),
             guidance=self._guidance.get(tag, ""),
             confirmations=tuple(self._confirmations.get(tag, ())),
