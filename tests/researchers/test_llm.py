@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import habits
 import pytest
 
 from autoresearch.base.errors import NoProposal, UserError
@@ -78,6 +79,18 @@ def test_a_good_reply_is_a_proposal(
     assert KEY in str(server.heard[0].headers)
     assert "MATRIX_LR = 0.04" in server.heard[0].text
     assert "a lower matrix learning rate" in transcript(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["openai:gpt-4o", "ollama:qwen3.5:27b", "anthropic:claude-sonnet-5"])
+def test_no_habit_of_a_model_costs_a_second_request(make: Callable[..., LlmResearcher], model: str) -> None:
+    brief = dataclasses.replace(begun({"train.py": habits.SOURCE}), trial=7)
+    with model_server(*map(Say, habits.HABITS.values())) as server:
+        researcher = make(server, model)
+        for number, habit in enumerate(habits.HABITS, start=1):
+            proposal = researcher.propose(brief)
+            assert "LR = 0.02  # of matrices\n" in proposal.files["train.py"], habit
+            assert proposal.idea == "lower it", habit
+            assert len(server.heard) == number, habit
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from autoresearch.researchers.llm.reply import LONGEST, Knob, Reply, parse
+from autoresearch.researchers.llm.knobs import Knob
+from autoresearch.researchers.llm.reply import LONGEST, Reply, parse
 from autoresearch.researchers.llm.search_replace import ReplyError
 
 SOURCE = """\
@@ -172,7 +173,7 @@ def test_knobs_in_json() -> None:
         (GOOD.replace("LR = 0.02", "LR = 0.02\n# ... rest of the code unchanged ..."), "write all of it"),
         (f"idea: x\n```python train.py\n{LOWER}", "is not closed"),
         (f"idea: x\n```python other.py\n{LOWER}```", "other.py may not be edited"),
-        (f"idea: x\n```python\n{LOWER}```", "no edit"),
+        (f"idea: x\n```python\n{LOWER[:40]}```", "no edit"),
         (f"knob: LR to 3\n{GOOD}", "is not `NAME from LOW to HIGH`"),
         (f"knob: LR from 3 to 1\n{GOOD}", "is not `NAME from LOW to HIGH`"),
         (f"knob: LR from nan to inf\n{GOOD}", "is not `NAME from LOW to HIGH`"),

@@ -18,7 +18,7 @@ from autoresearch.ledger.records import Proposal, Status
 from autoresearch.researchers.builtin.constant_moves import Scale, suggestions
 from autoresearch.researchers.guard import check, rules
 from autoresearch.researchers.interface import Brief, Failure, Kit, Researcher
-from autoresearch.researchers.llm.reply import Knob
+from autoresearch.researchers.llm.knobs import Knob
 from autoresearch.researchers.llm.researcher import LlmResearcher
 from autoresearch.researchers.prompt import outcomes
 from autoresearch.researchers.source import constants

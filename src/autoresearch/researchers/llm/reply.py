@@ -6,17 +6,18 @@ Plain text, because code inside JSON strings breaks small models; JSON works too
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from autoresearch.researchers.llm import habits
+from autoresearch.researchers.llm.knobs import Knob, knobs
 from autoresearch.researchers.llm.search_replace import Edit, ReplyError, apply, known_path, one_line
 
 LONGEST = 500_000  # characters of a reply; no sensible one is longer
 IDEA_LENGTH = 200
+MOST_FENCES = 40  # in a reply whose fenced blocks are looked into, to tell whether one is a whole file
 TEXT_LENGTH = 2_000  # characters kept of `why` and `expects`
-MOST_KNOBS = 8
 
 FORMAT = """\
 Reply with these lines, then the edits, and nothing after them:
@@ -35,36 +36,14 @@ Use as many small blocks as the one idea needs. To rewrite a file, send all of i
 first line, as ```python train.py. To fix a crashed trial that you were shown, add the line `repairs: yes`: the blocks
 then apply to its files as they crashed."""
 
-KNOBS = """\
-Your change may leave numbers open, to be tuned for you in the next trials. Bind each to an upper-case name at the top
-level of the file, give it your best guess, and name it on its own line before the edits:
-
-knob: NAME from LOW to HIGH log
-
-with `log` at the end if the factor matters more than the difference, as for learning rates. At most four, only from
-your own change, and only those that matter."""
-
 # What may come before and around a field's name: list marks, headings, quotes and bold.
-FIELD = re.compile(
-    r"[\s>*_#\d.)\-`]*(idea|why|reason|expects|expected(?: effect)?|repairs|knob)[\s*_`]*:[\s*_]*(.*)", re.I
-)
-SEARCH = re.compile(r"\s{0,3}<{5,9}\s*SEARCH\b:?(.*)", re.I)
+NAMES = r"idea|why|reason|expects|expected(?: effect)?|repairs|knob"
+FIELD = re.compile(rf"[\s>*_#\d.)\-`]*({NAMES})[\s*_`]*[:\uff1a][\s*_]*(.*)", re.I)
+HEADING = re.compile(rf"\s*(?:#{{1,6}}\s*({NAMES})|\*\*({NAMES})\*\*)\s*", re.I)  # what it says is below it
+SEARCH = re.compile(r"\s{0,3}(?:<{5,9}|-{5,9})\s*SEARCH\b:?(.*)", re.I)
 DIVIDER = re.compile(r"\s{0,3}={5,9}\s*")
-REPLACE = re.compile(r"\s{0,3}>{5,9}(\s*REPLACE\b.*|\s*)", re.I)
+REPLACE = re.compile(r"\s{0,3}(?:>{5,9}(\s*REPLACE\b.*|\s*)|\+{5,9}\s*REPLACE\b.*)", re.I)
 FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})(.*)")
-KNOB = re.compile(
-    r"([A-Za-z_]\w{0,80}(?:\[\d{1,3}\])?)[`*:=\s]+from\s+(\S+)\s+to\s+(\S+?)[,;.]?(?:\s+\(?(log)\b.*)?", re.I
-)
-
-
-@dataclass(frozen=True)
-class Knob:
-    """A named number to tune between two values, on a logarithmic scale if `log` says so."""
-
-    name: str
-    low: float
-    high: float
-    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +75,12 @@ def parse(text: str, files: Mapping[str, str], crashed: Mapping[str, str] | None
     """
     if len(text) > LONGEST:
         raise ReplyError(f"the reply has {len(text)} characters, more than {LONGEST}: send only the changed lines")
-    text = clean(text)
+    whole = encodable(text)
+    text = habits.answer(whole, files)
     draft = from_json(text) or from_text(text, files)
     idea = one_line(draft.fields.get("idea", ""))[:IDEA_LENGTH]
     if not draft.edits:
-        raise ReplyError(no_edit(text))
+        raise ReplyError(no_edit(text, thinking=habits.is_unfinished(whole)))
     if not idea:
         raise ReplyError("the reply has no idea: begin with a line `idea: ` that says what you change")
     repairs = crashed is not None and draft.fields.get("repairs", "").lower().startswith(("y", "true", "1"))
@@ -119,20 +99,16 @@ def parse(text: str, files: Mapping[str, str], crashed: Mapping[str, str] | None
     )
 
 
-def clean(text: str) -> str:
-    """The text without a model's thinking before its answer, as `encodable` leaves it."""
-    thought = max(text.rfind("</think>"), text.rfind("</thinking>"))
-    return encodable(text[text.index(">", thought) + 1 :] if thought >= 0 else text)
-
-
 def encodable(text: str) -> str:
     """The text with plain line ends and nothing that a file cannot hold: no NUL, no lone surrogate."""
     text = text.encode("utf-8", "replace").decode().replace("\0", "")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def no_edit(text: str) -> str:
+def no_edit(text: str, *, thinking: bool) -> str:
     """Why a reply without an edit cannot be used."""
+    if thinking:
+        return "the reply ends before its thinking does, and thoughts are not used: think less, then send the edit"
     if re.search(r"\?\s*$|\b(?:should I|shall I|would you like|do you want|please confirm|let me know)\b", text, re.I):
         return "the reply asks a question and changes nothing: nobody will answer, so decide and send the edit"
     if SEARCH.search(text) or "<<<<<<<" in text:
@@ -140,7 +116,10 @@ def no_edit(text: str) -> str:
             "the reply has no complete edit: a block is `<<<<<<< SEARCH path`, the old lines, `=======`, the new "
             "lines, `>>>>>>> REPLACE`, each mark on its own line"
         )
-    return "the reply has no edit: add a SEARCH/REPLACE block, or the whole file in a fenced block that names its path"
+    return (
+        "the reply has no edit: add a block of `<<<<<<< SEARCH path`, the old lines, `=======`, the new lines, "
+        "`>>>>>>> REPLACE`, or the whole file in a fenced block that names its path, as ```python path"
+    )
 
 
 # ---------------------------------------------------------------- taken apart: text
@@ -149,14 +128,21 @@ def no_edit(text: str) -> str:
 def from_text(text: str, files: Mapping[str, str]) -> Draft:
     """The fields, knobs and edits of a reply in plain text."""
     draft, lines, place = Draft(), text.split("\n"), 0
-    current = ""
+    current = around = ""  # a field that goes on, and the file that a fence around blocks names
+    has_few = sum(FENCE.match(line) is not None for line in lines) <= MOST_FENCES
     while place < len(lines):
         line = lines[place]
         if SEARCH.match(line):
-            edit, place = block(lines, place, files)
-            draft.edits.append(edit)
+            edit, place = block(lines, place, files, around)
+            draft.edits += [edit] if edit not in draft.edits else []  # an answer that is given twice is one
             current = ""
-        elif path := fenced_path(line, files):
+        elif opens_block(lines, place):
+            around, place = fenced_path(line, files) or "", place + 1
+        elif found := habits.patch(lines, place):
+            edits, place = found
+            draft.edits += [each for each in edits if each not in draft.edits]
+            current = ""
+        elif path := fenced_path(line, files) or (has_few and commented_path(lines, place, files)):
             end = fence_end(lines, place, files)
             draft.edits.append(Edit(path, None, "\n".join([*lines[place + 1 : end], ""])))
             place, current = end + 1, ""
@@ -168,14 +154,15 @@ def from_text(text: str, files: Mapping[str, str]) -> Draft:
 
 def take_field(draft: Draft, line: str, current: str) -> str:
     """Read a line for what it says outside of blocks. Returns the field that the next line may continue."""
-    found = FIELD.fullmatch(line)
+    heading = HEADING.fullmatch(line)
+    found = heading or FIELD.fullmatch(line)
     if not found:
         if not line.strip() or FENCE.match(line):
             return "" if draft.fields.get(current) else current
         if current and len(draft.fields[current]) < TEXT_LENGTH and (current != "idea" or not draft.fields[current]):
             draft.fields[current] += " " + line
         return current
-    name, value = found.group(1).lower(), found.group(2)
+    name, value = (found.group(1) or found.group(2)).lower(), "" if heading else found.group(2)
     if name == "knob":
         draft.knobs.append(value)
         return ""
@@ -186,8 +173,8 @@ def take_field(draft: Draft, line: str, current: str) -> str:
     return name
 
 
-def block(lines: Sequence[str], start: int, files: Mapping[str, str]) -> tuple[Edit, int]:
-    """The SEARCH/REPLACE block that starts at a line, and the line after it."""
+def block(lines: Sequence[str], start: int, files: Mapping[str, str], around: str) -> tuple[Edit, int]:
+    """The SEARCH/REPLACE block that starts at a line, and the line after it. `around` is the file if it names none."""
     found = SEARCH.match(lines[start])
     named = found.group(1).strip(" `'\"*:") if found else ""
     divider = first(DIVIDER, lines, start + 1)
@@ -197,12 +184,36 @@ def block(lines: Sequence[str], start: int, files: Mapping[str, str]) -> tuple[E
     if end is None or first(SEARCH, lines, divider + 1, end) is not None:
         raise ReplyError(f"the block in line {start + 1} of the reply does not end with `>>>>>>> REPLACE`")
     old, new = "\n".join(lines[start + 1 : divider]), "\n".join(lines[divider + 1 : end])
-    return Edit(known_path(named, files), old, new), end + 1
+    return Edit(known_path(named or around, files), old, new), end + 1
 
 
 def first(mark: re.Pattern[str], lines: Sequence[str], start: int, end: int | None = None) -> int | None:
     """The first line from `start` to before `end` that is such a mark."""
     return next((at for at in range(start, len(lines) if end is None else end) if mark.fullmatch(lines[at])), None)
+
+
+def opens_block(lines: Sequence[str], place: int) -> bool:
+    """Whether a line is a fence around a SEARCH/REPLACE block."""
+    if not FENCE.fullmatch(lines[place]):
+        return False
+    inside = next((line for line in lines[place + 1 : place + 4] if line.strip()), "")
+    return SEARCH.match(inside) is not None
+
+
+def commented_path(lines: Sequence[str], place: int, files: Mapping[str, str]) -> str | None:
+    """The file that a fenced block is, though its fence does not name it: its first line does, as `# train.py`, or
+    there is only one. None if the block is only a part of a file."""
+    if not FENCE.fullmatch(lines[place]) or place + 1 >= len(lines):
+        return None
+    named = lines[place + 1].strip("# `\t").removeprefix("./")
+    path = named if named in files else next(iter(files)) if len(files) == 1 else None
+    if path is None or not re.fullmatch(r"\s{0,3}(?:`{3,}|~{3,})\s*(?:python|py)?\s*", lines[place], re.I):
+        return None
+    try:
+        end = fence_end(lines, place, files)
+    except ReplyError:
+        return None
+    return path if habits.is_rewritten("\n".join(lines[place + 1 : end]), files[path]) else None
 
 
 def fenced_path(line: str, files: Mapping[str, str]) -> str | None:
@@ -239,11 +250,14 @@ def from_json(text: str) -> Draft | None:
     """The fields, knobs and edits of a reply that is a JSON object; None if it is not."""
     start = text.find("```json")
     bare = text[start + len("```json") : text.rfind("```")] if start >= 0 else text.strip("`\n ")
+    is_alone = bare.lstrip().startswith("{")
+    if not is_alone:  # it may stand after a sentence
+        bare = bare[max(bare.find("{"), 0) : bare.rfind("}") + 1]
     try:
         value = json.loads(bare, strict=False) if bare.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not (is_alone or value.keys() & {"files", "edits"}):
         return None
     aliases = {"idea": ("idea",), "why": ("why", "reason"), "repairs": ("repairs",)}
     aliases["expects"] = ("expects", "expected_effect", "expected effect", "expected")
@@ -288,29 +302,3 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return encodable(str(value)) if isinstance(value, str | int | float) else ""
-
-
-# ---------------------------------------------------------------- knobs
-
-
-def knobs(lines: Sequence[str], files: Mapping[str, str]) -> tuple[Knob, ...]:
-    """The knobs that the lines name. Each must be bound at the top level of a file."""
-    return tuple(knob(line, files) for line in lines[:MOST_KNOBS])
-
-
-def knob(line: str, files: Mapping[str, str]) -> Knob:
-    said = one_line(line)[:IDEA_LENGTH]
-    found = KNOB.fullmatch(said)
-    try:
-        low, high = (float(found.group(2)), float(found.group(3))) if found else (math.nan, math.nan)
-    except ValueError:
-        low = high = math.nan
-    if not found or not (math.isfinite(low) and math.isfinite(high)) or low >= high:
-        raise ReplyError(f"the knob {said!r} is not `NAME from LOW to HIGH`, two numbers, the lower one first")
-    name, log = found.group(1), bool(found.group(4))
-    if log and low <= 0:
-        raise ReplyError(f"the knob {name} is logarithmic from {low:g}: start above 0, or leave out `log`")
-    bound = re.compile(rf"^{re.escape(name.partition('[')[0])}\s*(?::[^=\n]+)?=", re.M)
-    if not any(bound.search(text) for text in files.values()):
-        raise ReplyError(f"no file binds the knob {name} at its top level: add a line `{name} = …`")
-    return Knob(name, low, high, log)

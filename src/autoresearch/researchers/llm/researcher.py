@@ -17,9 +17,10 @@ from autoresearch.base.errors import NoProposal, UserError
 from autoresearch.ledger.records import Proposal, Scalar
 from autoresearch.researchers.guard import check
 from autoresearch.researchers.interface import Brief, Failure, Kit
+from autoresearch.researchers.llm.knobs import KNOBS
 from autoresearch.researchers.llm.lookups import Reading
 from autoresearch.researchers.llm.providers import PROVIDERS, Choice, choose
-from autoresearch.researchers.llm.reply import FORMAT, KNOBS, Reply, parse
+from autoresearch.researchers.llm.reply import FORMAT, Reply, parse
 from autoresearch.researchers.llm.search_replace import ReplyError, one_line
 from autoresearch.researchers.prompt import RULES, describe
 

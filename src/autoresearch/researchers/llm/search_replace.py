@@ -18,6 +18,9 @@ ABBREVIATED = re.compile(
 )
 
 
+COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)  # where one may begin
+
+
 class ReplyError(ValueError):
     """What is wrong with a reply, in a sentence that helps its writer to fix it."""
 
@@ -93,8 +96,11 @@ def replaced(text: str, search: str, new: str, path: str) -> str:
         )
     start, end = spans[0]
     fresh = new.split("\n") if new else []
-    if start == end:  # part of one line
-        fresh, end = [lines[start].replace(search.strip(), new.strip(), 1)], start + 1
+    if start == end:  # the beginning of one line: the rest of it stays, but not its comment beside a new one
+        rest = lines[start].partition(search.strip())[2]
+        if rest.lstrip().startswith("#") and COMMENT.search(new):
+            rest = ""
+        fresh, end = [lines[start].partition(search.strip())[0] + new.strip() + rest], start + 1
     return ending.join([*lines[:start], *fresh, *lines[end:]])
 
 

@@ -1,0 +1,117 @@
+"""What language models write around and instead of the form they were asked for, as far as only one thing can be meant.
+
+Thinking and special tokens are taken away, other programs' patch formats become edits. Pure: texts in, texts out.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+
+from autoresearch.researchers.llm.search_replace import Edit, ReplyError
+
+THOUGHTS = r"think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
+OPENED = re.compile(rf"^[ \t]*(?:<(?:{THOUGHTS})>|\[THINK\])", re.I | re.M)
+CLOSED = re.compile(rf"</(?:{THOUGHTS})>|\[/THINK\]", re.I)
+FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|[^|<>]{0,40}\|>[^<\n]{0,40})?<\|message\|>")
+TOKEN = re.compile(r"<\|[\w ./-]{1,40}\|>")  # such as <|im_end|>, which a server should have kept to itself
+ESCAPED = "&lt;&lt;&lt;&lt;&lt;"  # of a block's first mark
+SPACES = re.compile("[\u00a0\u2007\u202f]")  # that do not break a line, and that no Python file has between words
+
+UNIFIED = re.compile(r"\+\+\+ (?:b/)?(\S+)")
+UPDATE = re.compile(r"\*\*\* (?:Update|Add|Delete) File: ?(\S+)\s*")
+PATCH_LINE = re.compile(r"diff --git |index [0-9a-f]|\*\*\* (?:Begin|End) Patch|\*\*\* End of File|\\ No newline")
+HUNK = re.compile(r"@@(?:.*@@)?.*")
+DIFF_FENCE = re.compile(r"\s{0,3}(?:`{3,}|~{3,})\s*(?:diff|patch)\b.*", re.I)
+FENCE_MARK = re.compile(r"\s{0,3}(?:`{3,}|~{3,})")
+SIMILAR = 0.5  # share of a file's lines that a text must have to be that file, rewritten
+
+
+def answer(text: str, files: Mapping[str, str]) -> str:
+    """The part of a reply that is the answer: without thinking, special tokens, HTML's escapes and odd spaces.
+
+    Thinking that is never closed has no answer after it.
+    """
+    finals = list(FINAL.finditer(text))
+    text = TOKEN.sub("", text[finals[-1].end() :] if finals else text)
+    ends = list(CLOSED.finditer(text))
+    text = text[ends[-1].end() :] if ends else text
+    if opened := OPENED.search(text):
+        text = text[: opened.start()]
+    if ESCAPED in text:
+        text = html.unescape(text)
+    return text if any(SPACES.search(old) for old in files.values()) else SPACES.sub(" ", text)
+
+
+def is_unfinished(text: str) -> bool:
+    """Whether a reply ends while its writer still thinks."""
+    ends = list(CLOSED.finditer(text))
+    return OPENED.search(text, ends[-1].end() if ends else 0) is not None
+
+
+# ---------------------------------------------------------------- patches
+
+
+def patch(lines: Sequence[str], start: int) -> tuple[list[Edit], int] | None:
+    """The edits of a patch that begins at a line (a unified diff, or the form of OpenAI's agents), and the line after
+    it; None if none does. An edit's path is empty if the patch does not say it.
+
+    Raises:
+        ReplyError: a hunk has nothing by which its place could be found.
+    """
+    line = lines[start]
+    is_fenced = DIFF_FENCE.fullmatch(line) is not None
+    follows = lines[start + 1] if start + 1 < len(lines) else ""
+    is_unified = line.startswith("--- ") and UNIFIED.match(follows) is not None
+    if not (is_fenced or is_unified or UPDATE.fullmatch(line) or PATCH_LINE.match(line)):
+        return None
+    edits, path, hunk, place = list[Edit](), "", list[str](), start + is_fenced
+
+    def close() -> None:
+        if made := hunk_edit(path, hunk):
+            edits.append(made)
+        hunk.clear()
+
+    while place < len(lines):
+        line = lines[place]
+        if FENCE_MARK.match(line) and not line.startswith((" ", "+", "-")):
+            break
+        if found := UNIFIED.match(line) or UPDATE.fullmatch(line):
+            close()
+            path = found.group(1)
+        elif HUNK.fullmatch(line) or PATCH_LINE.match(line) or _names_the_old_file(lines, place):
+            close()
+        elif line[:1] in ("+", "-", " ") or not line.strip() or is_fenced:
+            hunk.append(line)
+        else:
+            break
+        place += 1
+    close()
+    return edits, place + (is_fenced and place < len(lines))
+
+
+def _names_the_old_file(lines: Sequence[str], place: int) -> bool:
+    return lines[place].startswith("--- ") and place + 1 < len(lines) and UNIFIED.match(lines[place + 1]) is not None
+
+
+def hunk_edit(path: str, hunk: Sequence[str]) -> Edit | None:
+    """A hunk as an edit; None if it changes nothing."""
+    if not any(line[:1] in ("+", "-") for line in hunk):
+        return None
+    full = [place for place, line in enumerate(hunk) if line.strip()]
+    every = [(line[:1], line[1:]) if line[:1] in ("+", "-", " ") else (" ", line) for line in hunk[: full[-1] + 1]]
+    old = [text for sign, text in every if sign != "+"]
+    new = [text for sign, text in every if sign != "-"]
+    if not any(text.strip() for text in old):
+        raise ReplyError("a hunk of the patch only adds lines: begin it with a line of the file that they follow")
+    return Edit(path, "\n".join(old), "\n".join(new))
+
+
+# ---------------------------------------------------------------- whole files
+
+
+def is_rewritten(text: str, old: str) -> bool:
+    """Whether a text is a file written anew, not a part of it."""
+    lines = {line.strip() for line in old.split("\n") if line.strip()}
+    return len(lines & {line.strip() for line in text.split("\n")}) >= SIMILAR * len(lines)
