@@ -24,6 +24,8 @@ def test_what_can_mean_only_one_change_is_that_change(habit: str) -> None:
     [
         (f"<think>\n{SAID}{BLOCK}", "ends before its thinking does"),
         (f"<reasoning>{OTHER}</reasoning>\n[THINK]\n{SAID}{BLOCK}", "ends before its thinking does"),
+        (f"<|channel|>analysis<|message|>{SAID}{BLOCK}<|end|>", "ends before its thinking does"),
+        (f"{SAID}index ends here:\n- it fell\n+ it rose\n", "has no edit"),
         (f"{SAID}```python\n{NEW}\n```\n", "the reply has no edit: add a block of `<<<<<<< SEARCH path`"),
         (f"{SAID}```python\n# train.py\n{NEW}\n```\n", "has no edit"),
         (f"{SAID}```diff\n+{NEW}\n```", "a hunk of the patch only adds lines"),
@@ -56,3 +58,8 @@ def test_with_several_files_a_patch_and_a_whole_file_must_name_one() -> None:
 def test_odd_spaces_stay_where_a_file_has_them() -> None:
     files = {"train.py": SOURCE.replace("import torch", "NAME = 'a\u00a0b'")}
     assert parse(SAID + BLOCK, files).files["train.py"] == files["train.py"].replace("0.04", "0.02")
+
+
+def test_tokens_in_code_stay() -> None:
+    text = SAID + BLOCK.replace(NEW, 'END = "<|endoftext|>"')
+    assert 'END = "<|endoftext|>"\n' in parse(text, FILES).files["train.py"]

@@ -14,14 +14,16 @@ from autoresearch.researchers.llm.search_replace import Edit, ReplyError
 THOUGHTS = r"think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis"
 OPENED = re.compile(rf"^[ \t]*(?:<(?:{THOUGHTS})>|\[THINK\])", re.I | re.M)
 CLOSED = re.compile(rf"</(?:{THOUGHTS})>|\[/THINK\]", re.I)
-FINAL = re.compile(r"<\|channel\|>\s*final\s*(?:<\|[^|<>]{0,40}\|>[^<\n]{0,40})?<\|message\|>")
-TOKEN = re.compile(r"<\|[\w ./-]{1,40}\|>")  # such as <|im_end|>, which a server should have kept to itself
+# What servers should have kept to themselves: where a channel of a model's output begins, and tokens at its ends.
+CHANNEL = re.compile(r"<\|channel\|>\s*(\w{1,20})[^<\n]{0,80}(?:<\|constrain\|>[^<\n]{0,40})?<\|message\|>")
+TOKENS = re.compile(r"\A(?:\s*<\|\w{1,30}\|>)+|(?:<\|\w{1,30}\|>\s*)+\Z")
 ESCAPED = "&lt;&lt;&lt;&lt;&lt;"  # of a block's first mark
 SPACES = re.compile("[\u00a0\u2007\u202f]")  # that do not break a line, and that no Python file has between words
 
 UNIFIED = re.compile(r"\+\+\+ (?:b/)?(\S+)")
 UPDATE = re.compile(r"\*\*\* (?:Update|Add|Delete) File: ?(\S+)\s*")
-PATCH_LINE = re.compile(r"diff --git |index [0-9a-f]|\*\*\* (?:Begin|End) Patch|\*\*\* End of File|\\ No newline")
+BEGIN = re.compile(r"diff --git |\*\*\* Begin Patch")
+BETWEEN = re.compile(r"diff --git |index [0-9a-f]{7}|\*\*\* (?:Begin|End) Patch|\*\*\* End of File|\\ No newline")
 HUNK = re.compile(r"@@(?:.*@@)?.*")
 DIFF_FENCE = re.compile(r"\s{0,3}(?:`{3,}|~{3,})\s*(?:diff|patch)\b.*", re.I)
 FENCE_MARK = re.compile(r"\s{0,3}(?:`{3,}|~{3,})")
@@ -33,10 +35,7 @@ def answer(text: str, files: Mapping[str, str]) -> str:
 
     Thinking that is never closed has no answer after it.
     """
-    finals = list(FINAL.finditer(text))
-    text = TOKEN.sub("", text[finals[-1].end() :] if finals else text)
-    ends = list(CLOSED.finditer(text))
-    text = text[ends[-1].end() :] if ends else text
+    text = TOKENS.sub("", text[_thought(text) :])
     if opened := OPENED.search(text):
         text = text[: opened.start()]
     if ESCAPED in text:
@@ -46,8 +45,18 @@ def answer(text: str, files: Mapping[str, str]) -> str:
 
 def is_unfinished(text: str) -> bool:
     """Whether a reply ends while its writer still thinks."""
-    ends = list(CLOSED.finditer(text))
-    return OPENED.search(text, ends[-1].end() if ends else 0) is not None
+    return OPENED.search(text, _thought(text)) is not None or _ends_in_thought(text)
+
+
+def _thought(text: str) -> int:
+    """Where the thinking ends that is closed, and the answer begins; the text's end if its last channel is thinking."""
+    ends = [found.end() for found in (*CLOSED.finditer(text), *CHANNEL.finditer(text))]
+    return len(text) if _ends_in_thought(text) else max(ends, default=0)
+
+
+def _ends_in_thought(text: str) -> bool:
+    channels = CHANNEL.findall(text)
+    return bool(channels) and channels[-1] == "analysis"
 
 
 # ---------------------------------------------------------------- patches
@@ -64,7 +73,7 @@ def patch(lines: Sequence[str], start: int) -> tuple[list[Edit], int] | None:
     is_fenced = DIFF_FENCE.fullmatch(line) is not None
     follows = lines[start + 1] if start + 1 < len(lines) else ""
     is_unified = line.startswith("--- ") and UNIFIED.match(follows) is not None
-    if not (is_fenced or is_unified or UPDATE.fullmatch(line) or PATCH_LINE.match(line)):
+    if not (is_fenced or is_unified or UPDATE.fullmatch(line) or BEGIN.match(line)):
         return None
     edits, path, hunk, place = list[Edit](), "", list[str](), start + is_fenced
 
@@ -80,7 +89,7 @@ def patch(lines: Sequence[str], start: int) -> tuple[list[Edit], int] | None:
         if found := UNIFIED.match(line) or UPDATE.fullmatch(line):
             close()
             path = found.group(1)
-        elif HUNK.fullmatch(line) or PATCH_LINE.match(line) or _names_the_old_file(lines, place):
+        elif HUNK.fullmatch(line) or BETWEEN.match(line) or _names_the_old_file(lines, place):
             close()
         elif line[:1] in ("+", "-", " ") or not line.strip() or is_fenced:
             hunk.append(line)
