@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +17,7 @@ from autoresearch.base import atomic, git
 from autoresearch.base.errors import UserError
 from autoresearch.grading.protocol import CHECKPOINT
 
+_files = functools.lru_cache(maxsize=4)(git.files)
 LAB_FILES = ("prepare.py", "train.py", "program.md")
 FROM_THE_COMMIT = ("prepare.py", "train.py")  # program.md is read as it is in the checkout
 NAMESPACES = ("refs/autoresearch", "refs/heads/autoresearch")  # of this program's references
@@ -222,8 +225,8 @@ class Workspace:
             return git.merge_file(self.root, *paths)
 
     def files(self, commit: str) -> Mapping[str, bytes]:
-        """Every file of a commit."""
-        return git.files(self.root, commit)
+        """Every file of a commit. It never changes, and a trial needs those of its parent and its own several times."""
+        return MappingProxyType(_files(self.root, commit))
 
     def patch(self, old: str, new: str) -> str:
         return git.diff(self.root, old, new)

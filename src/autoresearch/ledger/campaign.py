@@ -67,12 +67,6 @@ class Trial:
         return tuple(score for _, score in self.evidence)
 
     @property
-    def unchosen(self) -> tuple[float, ...]:
-        """The val_bpb of the runs that did not select it, so their mean contains no luck of selection."""
-        chosen_by = {run.seed for run in self.runs if run.purpose is Purpose.TRIAL}
-        return tuple(score for seed, score in self.evidence if seed not in chosen_by)
-
-    @property
     def memory_gb(self) -> float | None:
         """The largest peak of its runs, in GiB."""
         peaks = [run.memory_gb for run in self.runs if run.memory_gb is not None]

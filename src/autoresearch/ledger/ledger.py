@@ -130,9 +130,13 @@ class Ledger:
         """
         if self._is_there():
             with self.path.open("rb") as file:
-                for number, line in enumerate(whole_lines(file), start=1):
-                    if event := self._read(line, number):
-                        yield event
+                yield from self._events(file, 1)
+
+    def _events(self, file: BinaryIO, number: int) -> Iterator[Event]:
+        """The events of the rest of a file, whose next line has that number."""
+        for at, line in enumerate(whole_lines(file), start=number):
+            if event := self._read(line, at):
+                yield event
 
     def _read(self, line: bytes, number: int) -> Event | None:
         """The event of a line; None if the line is empty."""
@@ -166,8 +170,7 @@ class Ledger:
         with self.path.open("rb") as file:
             if not _continues(file, mark) or os.fstat(file.fileno()).st_size > mark.read + BUFFER:
                 return None
-            every = (self._read(line, number) for number, line in enumerate(whole_lines(file), start=mark.lines + 1))
-            return [event for event in every if event]
+            return list(self._events(file, mark.lines + 1))
 
     def _start_over(self) -> None:
         self._gathered, self._mark = Gathered(), Mark()

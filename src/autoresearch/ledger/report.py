@@ -131,6 +131,11 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
+def printable_line(text: str) -> str:
+    """Return the text's printable characters on one line, with a space for all others."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def last_line(text: str) -> str:
     """Return the last line that is not empty, without control characters. In a traceback that is the error."""
     lines = [line for line in plain(text).splitlines() if line.strip()]

@@ -5,7 +5,9 @@ Its train.py is not trusted. `sampling.py` keeps such a process and talks to it,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, python_
 from autoresearch.executors.sandbox.watch import Watch
 from autoresearch.grading import diagnosis, protocol
 from autoresearch.grading.protocol import LOG
+from autoresearch.ledger.report import printable_line
 
 # decoding.py, which loads a model, under the name it has in the process's directory
 LOADER = Path(__file__).with_name("decoding.py")
@@ -91,14 +94,19 @@ class Cell:
         return code, diagnosis.diagnose(code, log, deadline_seconds).detail
 
 
-def lay_out(scratch: Path, files: Mapping[str, bytes]) -> None:
-    """Write a model's files, what loads it, and the run's side of the protocol."""
+@contextlib.contextmanager
+def laid_out(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A directory of its own for a model's process: its files, what loads it, and the run's side of the protocol."""
     own = {LOADER_NAME: LOADER.read_bytes(), protocol.RUN_SIDE: Path(protocol.__file__).read_bytes()}
-    for path, content in {**files, **own}.items():
-        (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-        (scratch / path).write_bytes(content)
+    # The process owns what is in it, and may have made it hard to remove.
+    with tempfile.TemporaryDirectory(prefix="autoresearch-model-", ignore_cleanup_errors=True) as directory:
+        scratch = Path(directory).resolve()
+        for path, content in {**files, **own}.items():
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / path).write_bytes(content)
+        yield scratch
 
 
 def one_line(text: object) -> str:
     """A few printable characters of what an untrusted process said."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())[: diagnosis.LONGEST_LINE]
+    return printable_line(str(text))[: diagnosis.LONGEST_LINE]

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.report import last_line
 from autoresearch.models import saved_model
-from autoresearch.models.cell import Cell, lay_out, one_line
+from autoresearch.models.cell import Cell, laid_out, one_line
 
 REBUILDER = Path(__file__).with_name("rebuilding.py")
 REBUILDER_NAME = "autoresearch_rebuild.py"
@@ -83,9 +82,7 @@ class Examiner:
         batch = max(1, min(data.most_rows, 2**30 // (shown.shape[1] * data.vocabulary * 4), 32))
         files = {**saved_model.python(self.workspace, trial), TOKENIZER: self.tokenizer()}
         files[REBUILDER_NAME] = REBUILDER.read_bytes()
-        with tempfile.TemporaryDirectory(prefix="autoresearch-exam-", ignore_cleanup_errors=True) as directory:
-            scratch = Path(directory).resolve()
-            lay_out(scratch, files)
+        with laid_out(files) as scratch:
             np.save(scratch / "rows.npy", shown)
             np.save(scratch / "places.npy", answers.places)
             _run(self.cell(), scratch, {"checkpoint": str(checkpoint), "device": "auto", "batch": batch}, checkpoint)

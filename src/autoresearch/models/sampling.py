@@ -14,7 +14,6 @@ import os
 import queue
 import random
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from typing import Any
 from autoresearch.base.errors import EndRun, UserError
 from autoresearch.executors.local import Channel
 from autoresearch.grading.protocol import ENTRY, ProtocolError, receive, send
-from autoresearch.models.cell import LOADER_NAME, Cell, lay_out, one_line
+from autoresearch.models.cell import LOADER_NAME, Cell, laid_out, one_line
 from autoresearch.models.saved_model import Model
 
 LONGEST_PROMPT = 100_000  # characters
@@ -76,8 +75,7 @@ class Sampler:
         if os.name != "posix":
             raise UserError("sampling needs Linux or macOS: run it there, or in WSL")
         with contextlib.ExitStack() as undo:
-            scratch = Path(undo.enter_context(_scratch()))
-            lay_out(scratch, self.model.files)
+            scratch = undo.enter_context(laid_out(self.model.files))
             sockets: queue.Queue[socket.socket] = queue.Queue()
             channel = undo.enter_context(Channel(sockets.put))
             self._socket = sockets.get()
@@ -223,11 +221,6 @@ class Sampler:
             self._why = f"{type(error).__name__}: {error}"
         finally:
             self.end()
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    # The process owns what is in it, and may have made it hard to remove.
-    return tempfile.TemporaryDirectory(prefix="autoresearch-sample-", ignore_cleanup_errors=True)
 
 
 # ---------------------------------------------------------------- texts

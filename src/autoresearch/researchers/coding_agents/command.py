@@ -18,13 +18,12 @@ from pathlib import Path
 from autoresearch.base import process
 from autoresearch.base.errors import NoProposal, UserError
 from autoresearch.ledger.records import Proposal
-from autoresearch.ledger.report import shorten
+from autoresearch.ledger.report import printable_line, shorten
 from autoresearch.researchers import prompt
 from autoresearch.researchers.coding_agents.handover import IDEA, PAST, PROMPT, labeled, past, read, summary, write
 from autoresearch.researchers.coding_agents.known import AGENTS, Account, AgentSpec
 from autoresearch.researchers.guard.rules import reveals
 from autoresearch.researchers.interface import Brief, Kit
-from autoresearch.researchers.llm.search_replace import printable_line
 
 POLICY = "policy.toml"
 OUTPUT_LIMIT = 16_000_000  # bytes of output after which an agent is ended

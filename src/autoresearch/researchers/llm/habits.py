@@ -26,7 +26,7 @@ BEGIN = re.compile(r"diff --git |\*\*\* Begin Patch")
 BETWEEN = re.compile(r"diff --git |index [0-9a-f]{7}|\*\*\* (?:Begin|End) Patch|\*\*\* End of File|\\ No newline")
 HUNK = re.compile(r"@@(?:.*@@)?.*")
 DIFF_FENCE = re.compile(r"\s{0,3}(?:`{3,}|~{3,})\s*(?:diff|patch)\b.*", re.I)
-FENCE_MARK = re.compile(r"\s{0,3}(?:`{3,}|~{3,})")
+FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})(.*)")
 SIMILAR = 0.5  # share of a file's lines that a text must have to be that file, rewritten
 
 
@@ -71,9 +71,7 @@ def patch(lines: Sequence[str], start: int) -> tuple[list[Edit], int] | None:
     """
     line = lines[start]
     is_fenced = DIFF_FENCE.fullmatch(line) is not None
-    follows = lines[start + 1] if start + 1 < len(lines) else ""
-    is_unified = line.startswith("--- ") and UNIFIED.match(follows) is not None
-    if not (is_fenced or is_unified or UPDATE.fullmatch(line) or BEGIN.match(line)):
+    if not (is_fenced or _names_the_old_file(lines, start) or UPDATE.fullmatch(line) or BEGIN.match(line)):
         return None
     edits, path, hunk, place = list[Edit](), "", list[str](), start + is_fenced
 
@@ -84,7 +82,7 @@ def patch(lines: Sequence[str], start: int) -> tuple[list[Edit], int] | None:
 
     while place < len(lines):
         line = lines[place]
-        if FENCE_MARK.match(line) and not line.startswith((" ", "+", "-")):
+        if FENCE.match(line) and not line.startswith((" ", "+", "-")):
             break
         if found := UNIFIED.match(line) or UPDATE.fullmatch(line):
             close()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoresearch.researchers.llm import habits
+from autoresearch.researchers.llm.habits import FENCE
 from autoresearch.researchers.llm.knobs import Knob, knobs
 from autoresearch.researchers.llm.search_replace import Edit, ReplyError, apply, known_path, one_line
 
@@ -43,7 +44,6 @@ HEADING = re.compile(rf"\s*(?:#{{1,6}}\s*({NAMES})|\*\*({NAMES})\*\*)\s*", re.I)
 SEARCH = re.compile(r"\s{0,3}(?:<{5,9}|-{5,9})\s*SEARCH\b:?(.*)", re.I)
 DIVIDER = re.compile(r"\s{0,3}={5,9}\s*")
 REPLACE = re.compile(r"\s{0,3}(?:>{5,9}(\s*REPLACE\b.*|\s*)|\+{5,9}\s*REPLACE\b.*)", re.I)
-FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})(.*)")
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def from_text(text: str, files: Mapping[str, str]) -> Draft:
         line = lines[place]
         if SEARCH.match(line):
             edit, place = block(lines, place, files, around)
-            draft.edits += [edit] if edit not in draft.edits else []  # an answer that is given twice is one
+            draft.edits.append(edit)
             current = ""
         elif opens_block(lines, place):
             around, place = fenced_path(line, files) or "", place + 1
         elif found := habits.patch(lines, place):
             edits, place = found
-            draft.edits += [each for each in edits if each not in draft.edits]
+            draft.edits += edits
             current = ""
         elif path := fenced_path(line, files) or (has_few and commented_path(lines, place, files)):
             end = fence_end(lines, place, files)
@@ -149,6 +149,7 @@ def from_text(text: str, files: Mapping[str, str]) -> Draft:
         else:
             current = take_field(draft, line, current)
             place += 1
+    draft.edits = list(dict.fromkeys(draft.edits))  # an answer that is given twice is one
     return draft
 
 
@@ -203,11 +204,12 @@ def opens_block(lines: Sequence[str], place: int) -> bool:
 def commented_path(lines: Sequence[str], place: int, files: Mapping[str, str]) -> str | None:
     """The file that a fenced block is, though its fence does not name it: its first line does, as `# train.py`, or
     there is only one. None if the block is only a part of a file."""
-    if not FENCE.fullmatch(lines[place]) or place + 1 >= len(lines):
+    found = FENCE.fullmatch(lines[place])
+    if not found or found.group(2).strip().lower() not in ("", "py", "python") or place + 1 >= len(lines):
         return None
     named = lines[place + 1].strip("# `\t").removeprefix("./")
     path = named if named in files else next(iter(files)) if len(files) == 1 else None
-    if path is None or not re.fullmatch(r"\s{0,3}(?:`{3,}|~{3,})\s*(?:python|py)?\s*", lines[place], re.I):
+    if path is None:
         return None
     try:
         end = fence_end(lines, place, files)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autoresearch.ledger.report import printable_line
+
 NEAREST = 3  # lines shown before and after the place that a search text may have meant
 COMPARED = 200  # characters of a line that are compared when looking for that place
 # A comment that replaces code the model did not want to repeat.
@@ -32,11 +34,6 @@ class Edit:
     path: str
     search: str | None
     replace: str
-
-
-def printable_line(text: str) -> str:
-    """The text's printable characters on one line, with a space for all others."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def one_line(text: str) -> str:
