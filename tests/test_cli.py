@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,8 @@ def test_a_campaign_from_run_to_report(lab: Path, call: Cli) -> None:
     code, out, _ = call("show", 1, "--lab", lab)
     assert "X = 2.0" in out
     code, out, _ = call("show", 1, "--lab", lab, "--json")
+    assert json.loads(out)["status"] == "keep"
+    code, out, _ = call("show", 1, "--lab", lab, "--json", "--full")
     assert json.loads(out)["verdict"]["status"] == "keep"
     code, out, _ = call("report", "--lab", lab, "--json")
     assert json.loads(out)["best"]["val_bpb"] == 2.0
@@ -123,7 +126,7 @@ def test_doctor_says_what_it_found(call: Cli, tmp_path: Path) -> None:
     "command",
     [
         *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
-        *("status", "log", "show", "report", "chart"),
+        *("status", "log", "show", "report", "chart", "keep", "drop"),
     ],
 )
 def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None:
@@ -143,14 +146,119 @@ def test_try_answers_in_a_few_lines_or_in_json_alone(lab: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("trial 1: keep (val_bpb 2.000000, best 2.000000")
     assert lines[-1].startswith("next")
-    assert len(lines) == 3
+    assert [line.split()[0] for line in lines[1:]] == ["why", "it", "noise", "next"]
+    assert done.stderr.count("val_bpb fell") <= 1
     (lab / "train.py").write_text(toy_lab.train_with(9.0))
     answer = json.loads(attempt("--json").stdout)
     assert (answer["trial"], answer["status"]) == (2, "discard")
-    refused_ = attempt()
+    assert json.loads(attempt("--json").stdout) == answer, "the same edits get the same answer"
+    (lab / "train.py").write_text(toy_lab.train_with(3.0))
+    refused_ = attempt("--json")
     assert refused_.returncode == 1
-    assert refused_.stdout == ""
-    assert "tried before, as trial 2 (discard, val_bpb 65.000000)" in refused_.stderr
+    assert refused_.stderr.count("tried before, as trial 0 (keep, val_bpb 5.000000)") == 1
+    assert "autoresearch run" not in refused_.stderr
+    answer = json.loads(refused_.stdout)
+    assert (answer["status"], answer["earlier"], answer["trial"]) == ("refused", 0, None)
+    assert "git restore --source=autoresearch/" in answer["next"]
+
+
+def test_every_error_is_json_for_who_asked_for_json(lab: Path, call: Cli) -> None:
+    for command in (["status"], ["show", 3], ["try", "-m", " "], ["try"], ["report", "nothing.tsv"]):
+        code, out, err = call(*command, "--lab", lab, "--json")
+        answer = json.loads(out)
+        assert (code, answer["status"]) == (1, "error")
+        assert err == f"autoresearch: {answer['reason']}\n"
+
+
+def test_a_trial_goes_on_without_the_call_that_started_it(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "lab")
+    go = tmp_path / "go"
+    held = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.02)"
+
+    def attempt(*options: str) -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "--json", *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done.returncode, json.loads(done.stdout)
+
+    (lab / "train.py").write_text(toy_lab.train_with(2.0, held))
+    code, answer = attempt("-m", "nearer", "--detach")
+    assert (code, answer["status"]) == (4, "running")
+    assert "--wait" in answer["next"]
+    assert attempt("-m", "nearer", "--detach")[1]["status"] == "running", "the same edits attach"
+    code, answer = attempt("--wait", "--timeout", "0.5")
+    assert (code, answer["status"]) == (4, "running")
+    (lab / "train.py").write_text(toy_lab.train_with(1.5))
+    code, answer = attempt("-m", "nearer still")
+    assert (code, answer["status"]) == (1, "error")
+    assert "another trial is running (nearer)" in answer["reason"]
+    assert "--wait" in answer["next"]
+    go.touch()
+    code, answer = attempt("--wait")
+    assert (code, answer["trial"], answer["status"], answer["val_bpb"]) == (0, 1, "keep", 2.0)
+    assert attempt("-m", "nearer still")[1]["val_bpb"] == 1.25
+
+
+def test_the_same_edits_after_a_kill_continue_the_trial(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "lab")
+    began = tmp_path / "began"
+    once = f"import pathlib, time\np = pathlib.Path({str(began)!r})\nif not p.exists(): p.touch(); time.sleep(60)"
+    (lab / "train.py").write_text(toy_lab.train_with(2.0, once))
+    command = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "--json"]
+    process = subprocess.Popen([*command, "-m", "nearer"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not began.exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    done = subprocess.run([*command, "--wait"], capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (1, "interrupted")
+    done = subprocess.run([*command, "-m", "nearer"], capture_output=True, text=True)
+    assert (json.loads(done.stdout)["trial"], json.loads(done.stdout)["status"]) == (1, "keep")
+    trials = [trial.number for trial in Ledger(lab / ".autoresearch/ledger.jsonl").campaigns()[0].trials]
+    assert trials == [0, 1]
+
+
+def test_ctrl_c_during_a_try_is_an_answer_too(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "lab")
+    (lab / "train.py").write_text(
+        toy_lab.train_with(2.0, f"open({str(tmp_path / 'began')!r}, 'w')\nimport time\ntime.sleep(60)")
+    )
+    command = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "--json", "-m", "nearer"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(out)["status"]) == (130, "interrupted")
+
+
+def test_keep_and_drop_move_the_branch_and_say_who_and_why(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0, 9.0))
+    tag = Ledger(lab / ".autoresearch/ledger.jsonl").campaigns()[0].tag
+
+    def at() -> str:
+        return git.files(lab, f"autoresearch/{tag}")["train.py"].decode().partition("X = ")[2][:3]
+
+    code, out, _ = call("keep", 2, "--why", "much simpler", "--lab", lab)
+    assert code == 0
+    assert "#2 was kept by hand (the command line: much simpler)" in out
+    assert at() == "9.0"
+    assert "kept by hand: much simpler" in (lab / "results.tsv").read_text()
+    assert json.loads(call("status", "--lab", lab, "--json")[1])["best"]["trial"] == 2
+    assert call("drop", 2, "--why", "a slip", "--lab", lab)[0] == 0
+    assert at() == "2.0"
+    assert "kept at first, dropped by hand: a slip" in (lab / "results.tsv").read_text()
+    assert call("drop", 1, "--why", "a fluke", "--lab", lab, "--json")[0] == 0
+    assert at() == "3.0"
+    assert call("keep", 1, "--why", "no fluke", "--lab", lab)[0] == 0
+    assert call("run", "--lab", lab, "--researcher", script(lab, 2.0, 9.0, 1.5))[0] == 0
+    assert at() == "1.5"
+    refused(call("keep", 3, "--why", "x", "--lab", lab), "is the best version already")
+    refused(call("drop", 0, "--why", "x", "--lab", lab), "baseline cannot be dropped")
+    refused(call("drop", 2, "--why", "x", "--lab", lab), "nothing to drop")
+    refused(call("keep", 9, "--why", "x", "--lab", lab), "no trial 9")
+    refused(call("keep", 2, "--why", " ", "--lab", lab), "say why")
 
 
 def test_a_loop_goes_on_with_what_was_tried_by_hand(lab: Path, call: Cli) -> None:

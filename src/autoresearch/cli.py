@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -29,6 +31,8 @@ COMMANDS = {  # where each is, in the order of --help
     "train": "setup.train",
     "run": "research.run",
     "try": "research.try_",
+    "keep": "steering.keep",
+    "drop": "steering.drop",
     "guide": "research.guide",
     "papers": "research.papers",
     "mcp": "research.mcp",
@@ -82,12 +86,12 @@ def _options(
 
 
 def run() -> int | None:
-    """Run a command. Exit codes: 0 done, 1 an error the user can fix, 3 a bug of ours, 130 stopped by Ctrl-C."""
+    """Run a command. Exit codes: 0 done, 1 an error the user can fix, 3 a bug of ours, 4 still running, 130 stopped."""
     code: int | None
     try:
         code = assembled(*sys.argv[1:2])(standalone_mode=False)
     except UserError as error:
-        code = _complain(str(error))
+        code = _complain(str(error), answer=error.answer)
     except typer.TyperException as error:
         code = _complain(f"{error.format_message()} (`autoresearch --help` shows the choices)")
     except typer.Abort:
@@ -98,8 +102,11 @@ def run() -> int | None:
     return code
 
 
-def _complain(message: str, code: int = 1) -> int:
+def _complain(message: str, code: int = 1, answer: Mapping[str, object] | None = None) -> int:
+    """Print the message, and what a program reads instead if it asked for JSON."""
     print(f"autoresearch: {message}", file=sys.stderr)
+    if "--json" in sys.argv:
+        print(json.dumps(answer or {"status": "error" if code == 1 else "bug", "reason": message}, indent=2))
     return code
 
 

@@ -11,6 +11,8 @@ import pytest
 
 import toy_lab
 from autoresearch.agents.attempt import InteractiveLab
+from autoresearch.agents.edits import Wish
+from autoresearch.agents.outcome import NotTried
 from autoresearch.base import git
 from autoresearch.base.errors import UserError
 from autoresearch.lab.workspace import Workspace
@@ -22,9 +24,9 @@ def edit(lab: Path, x: float, extra: str = "") -> None:
 
 
 def attempt(lab: Path, idea: str = "an idea", **options: Any) -> dict[str, Any]:
+    hear = {name: options.pop(name) for name in ("announce", "progress") if name in options}
     return InteractiveLab(Workspace.open(lab)).try_edits(
-        idea,
-        **{"announce": lambda event: None, "progress": lambda trial, event: None, **options},
+        Wish(idea, **options), **{"announce": lambda event: None, "progress": lambda trial, event: None, **hear}
     )
 
 
@@ -52,8 +54,8 @@ def test_the_first_try_runs_the_last_commit_as_its_baseline_and_then_the_edits(l
 
 def test_a_first_try_without_edits_is_the_baseline(lab: Path) -> None:
     result = attempt(lab, "baseline")
-    assert (result["trial"], result["status"], result["best"]) == (None, None, 5.0)
-    assert "change it, then run `autoresearch try" in result["next"]
+    assert (result["trial"], result["status"], result["val_bpb"], result["best"]) == (0, "keep", 5.0, 5.0)
+    assert "this is what to beat: change it, then run `autoresearch try" in result["next"]
 
 
 def test_a_discard_says_how_to_go_back_to_the_best_version(lab: Path) -> None:
@@ -149,7 +151,7 @@ def test_an_empty_idea_is_refused_before_anything_runs(lab: Path) -> None:
 
 
 def test_a_try_beside_a_running_loop_is_told_so(lab: Path) -> None:
-    with Workspace.open(lab).lock(), pytest.raises(UserError, match="another loop"):
+    with Workspace.open(lab).lock(), pytest.raises(NotTried, match="another loop"):
         attempt(lab)
 
 
@@ -176,7 +178,94 @@ def test_progress_is_told_in_words_and_as_a_share(lab: Path) -> None:
     said: list[str] = []
     heard: list[tuple[float, str]] = []
     InteractiveLab(Workspace.open(lab)).attempt(
-        "x", say=said.append, progress=lambda share, words: heard.append((share, words))
+        Wish("x"), say=said.append, progress=lambda share, words: heard.append((share, words))
     )
     assert said == ["trial 0 is running, seed 42", "trial 1 is running, seed 42"]
     assert (0.5, "trial 1: step 7, loss 3.2500") in heard
+
+
+def test_the_same_edits_asked_again_get_the_verdict_they_had(lab: Path) -> None:
+    edit(lab, 2.0)
+    first = attempt(lab, "X to 2")
+    assert attempt(lab, "X to 2, again") == first
+    assert [trial.number for trial in InteractiveLab(Workspace.open(lab)).campaign().trials] == [0, 1]
+
+
+def test_the_best_version_asked_for_later_is_nothing_to_try(lab: Path) -> None:
+    edit(lab, 2.0)
+    attempt(lab)
+    edit(lab, 9.0)
+    restore(lab, attempt(lab))
+    result = attempt(lab)
+    assert (result["status"], result["trial"], result["best"]) == ("unchanged", None, 2.0)
+    assert "nothing to try" in result["reason"]
+
+
+def test_a_refusal_names_the_earlier_trial_and_what_to_do_and_not_the_loop(lab: Path) -> None:
+    edit(lab, 2.0)
+    attempt(lab)
+    edit(lab, 9.0)
+    attempt(lab)
+    edit(lab, 3.0)
+    with pytest.raises(NotTried) as refusal:
+        attempt(lab)
+    answer: Any = refusal.value.answer
+    assert (answer["status"], answer["earlier"]) == ("refused", 0)
+    restore(lab, answer)
+    assert x_of(lab) == "X = 2.0"
+    assert "autoresearch run" not in json.dumps(answer)
+
+
+def test_frozen_edits_and_bad_syntax_are_refused_before_a_baseline_is_trained(lab: Path) -> None:
+    (lab / "prepare.py").write_text(toy_lab.PREPARE + "# mine\n")
+    with pytest.raises(NotTried, match="prepare.py may not change"):
+        attempt(lab)
+    (lab / "prepare.py").write_text(toy_lab.PREPARE)
+    (lab / "train.py").write_text("X = (")
+    with pytest.raises(NotTried, match="syntax error"):
+        attempt(lab)
+    assert not (lab / ".autoresearch/ledger.jsonl").exists()
+
+
+def test_a_new_file_that_is_not_part_of_the_trial_is_named(lab: Path) -> None:
+    (lab / "helpers.py").write_text("Y = 1\n")
+    edit(lab, 2.0)
+    assert "helpers.py: not part of the trial, which is train.py only" in attempt(lab)["notice"]
+
+
+def test_more_seeds_are_run_before_the_verdict_also_after_a_kill(lab: Path) -> None:
+    edit(lab, 2.0)
+    result = attempt(lab, seeds=3)
+    trial = InteractiveLab(Workspace.open(lab)).trial(1)
+    assert result["runs"] == len(trial.runs) == 3
+    assert [run.seed for run in trial.runs] == [42, 43, 44]
+    assert trial.proposed.seeds == 3, "in the ledger, so that it is continued with them"
+
+
+def test_a_new_tag_begins_a_new_campaign(lab: Path) -> None:
+    edit(lab, 2.0)
+    attempt(lab)
+    result = attempt(lab, "the same elsewhere", tag="second")
+    assert (result["tag"], result["status"]) == ("second", "keep")
+    assert [each.tag for each in InteractiveLab(Workspace.open(lab)).ledger.campaigns()][1:] == ["second"]
+
+
+def test_the_answer_has_what_is_needed_to_judge_it(tmp_path: Path) -> None:
+    """With the posterior judge a lower val_bpb may be discarded, and then it says why."""
+    program = toy_lab.PROGRAM.replace("judge: greedy", "judge: posterior\nmax_runs: 1")
+    noisy = toy_lab.TRAIN.replace(
+        "evaluate(1 + (X - 1) ** 2)",
+        "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\n"
+        "evaluate(1 + (X - 1) ** 2 + (2.0 if seed % 2 else -2.0))",
+    )
+    lab = toy_lab.make(tmp_path / "lab", train=noisy, program=program)
+    (lab / "train.py").write_text(noisy.replace("X = 3.0", "X = 2.8"))
+    result = attempt(lab)
+    compared, noise = result["compared_with"], result["noise"]
+    assert compared["trial"] == 0
+    assert noise["luck"] > noise["sigma"] > 0.0
+    assert result["status"] == "discard"
+    assert result["val_bpb"] < compared["val_bpb"]
+    assert "lower and is discarded all the same, since that may be luck" in result["explained"]
+    assert f"{compared['val_bpb']:.4f}" in result["explained"]
+    assert {"steps", "tokens_per_second"} <= result["pace"].keys()

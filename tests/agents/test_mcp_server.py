@@ -33,20 +33,21 @@ def note(word):
     with trace.open("a") as file:
         file.write(word + "\\n")
 class StandIn:
-    def status(self, tag=None):
+    def status(self, tag=None, full=False):
         print("noise from status")
         os.write(1, b"noise on descriptor 1\\n")
         os.system("echo noise from a child")
         return {"tag": tag or "latest", "summary": {"best": None}}
     def history(self, limit=20, tag=None):
         return [{"number": number, "description": "\\x1b[31mred \\u202e"} for number in range(limit)]
-    def show(self, trial):
+    def show(self, trial, full=False):
         if trial == 99:
             raise ZeroDivisionError("inner matter")
         if trial > 3:
             raise UserError(f"there is no trial {trial}: `autoresearch log` lists them")
         return {"trial": trial, "log": "step 1\\nstep 2"}
-    def attempt(self, idea, *, why="", say, progress):
+    def attempt(self, wish, *, say, progress):
+        idea, why = wish.idea, wish.why
         note("began " + idea)
         try:
             say("trial 0 runs")
@@ -163,13 +164,13 @@ def raw(command: list[str]) -> Any:
 def test_the_tools_are_listed_with_what_they_take(command: list[str], mode: str) -> None:
     async def call(client: Client) -> None:
         listed = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert list(listed) == ["status", "history", "show", "try", "guidance", "papers"]
+        assert list(listed) == ["status", "history", "show", "try", "wait", "keep", "drop", "guidance", "papers"]
         assert all(tool.description and len(tool.description) > 80 for tool in listed.values())
         assert listed["try"].input_schema["required"] == ["idea"]
         assert set(listed["history"].input_schema["properties"]) == {"tag", "limit"}
         assert not any(tool.input_schema["additionalProperties"] for tool in listed.values())
         hints = {name: tool.annotations.read_only_hint for name, tool in listed.items() if tool.annotations}
-        assert [name for name, read_only in hints.items() if not read_only] == ["try", "guidance"]
+        assert [name for name, read_only in hints.items() if not read_only] == ["try", "keep", "drop", "guidance"]
         assert "val_bpb" in (client.instructions or "")
 
     talk(command, call, mode)
@@ -194,8 +195,12 @@ def test_every_tool_answers(command: list[str]) -> None:
 def test_a_user_error_is_a_tool_error_of_that_one_sentence(command: list[str]) -> None:
     async def call(client: Client) -> None:
         sentence = "there is no trial 7: `autoresearch log` lists them"
-        assert await ask(client, "show", {"trial": 7}) == (sentence, True)
-        assert await ask(client, "try", {"idea": "bad"}) == ("train.py is as it was: change it first", True)
+        for name, arguments, said in (
+            ("show", {"trial": 7}, sentence),
+            ("try", {"idea": "bad"}, "train.py is as it was: change it first"),
+        ):
+            text, failed = await ask(client, name, arguments)
+            assert (json.loads(text), failed) == ({"status": "error", "reason": said}, True)
         assert (await ask(client, "try", {"idea": "good"}))[1] is False
 
     talk(command, call)
@@ -220,12 +225,12 @@ def test_a_bug_is_a_tool_error_without_a_traceback(raw: Raw) -> None:
         (
             "show",
             {"trail": 2},
-            r"wrong arguments for `show` \(trial: Field required; trail: Extra .*\): it takes trial",
+            r"wrong arguments for `show` \(trial: Field required; trail: Extra .*\): it takes trial, full",
         ),
-        ("status", {"tga": "x"}, r"wrong arguments for `status` \(tga: Extra .*\): it takes tag"),
+        ("status", {"tga": "x"}, r"wrong arguments for `status` \(tga: Extra .*\): it takes tag, full"),
         ("show", {"trial": "two"}, r"wrong arguments for `show` \(trial: .*integer.*"),
         ("show", {"trial": -1}, r"wrong arguments for `show` .*greater than.*"),
-        ("try", {}, r"wrong arguments for `try` \(idea: Field required\): it takes idea, why"),
+        ("try", {}, r"wrong arguments for `try` \(idea: Field required\): it takes idea, why, seeds, tag"),
         ("nothing", {}, r"there is no tool 'nothing': choose one of status, .*papers"),
     ],
 )
@@ -233,7 +238,7 @@ def test_arguments_that_do_not_fit_are_named(raw: Raw, name: str, arguments: dic
     raw.call(2, name, **arguments)
     result = raw.receive()["result"]
     assert result["isError"]
-    assert re.fullmatch(message, result["content"][0]["text"])
+    assert re.fullmatch(message, json.loads(result["content"][0]["text"])["reason"])
 
 
 # ---------------------------------------------------------------- trials
@@ -272,7 +277,7 @@ def test_other_tools_answer_during_a_trial_but_no_second_trial(command: list[str
         assert (await ask(client, "papers", {"query": "muon"}))[0] == "found muon"
         text, failed = await ask(client, "try", {"idea": "second"})
         assert failed
-        assert text.startswith("a trial is running: wait")
+        assert json.loads(text)["reason"].startswith("a trial is running: the tool `wait`")
         trace.with_name("let go").touch()
         assert json.loads((await trial)[0])["status"] == "keep"
 
@@ -392,13 +397,27 @@ def test_an_agent_does_research_in_a_real_lab_by_the_tools_alone(tmp_path: Path)
         (lab / "train.py").write_text(toy_lab.train_with(9.0))
         text, _ = await ask(client, "try", {"idea": "X to 9"})
         assert "git restore" in json.loads(text)["next"]
-        text, failed = await ask(client, "try", {"idea": "X to 9 again"})
+        again, failed = await ask(client, "try", {"idea": "X to 9 again"})
+        assert not failed
+        assert json.loads(again)["trial"] == json.loads((await ask(client, "wait"))[0])["trial"] == 2
+        (lab / "train.py").write_text(toy_lab.train_with(3.0))
+        text, failed = await ask(client, "try", {"idea": "X to 3"})
+        answer = json.loads(text)
         assert failed
-        assert "tried before, as trial 2 (discard, val_bpb 65.0" in text
+        assert (answer["status"], answer["trial"], answer["earlier"]) == ("refused", None, 0)
+        assert "tried before, as trial 0 (keep, val_bpb 5.0" in answer["reason"]
+        assert "git restore" in answer["next"]
+        assert "autoresearch run" not in text
+        text, _ = await ask(client, "keep", {"trial": 2, "why": "for the test"})
+        assert text == "#2 was kept by hand (MCP: for the test)"
+        assert json.loads((await ask(client, "status"))[0])["best"]["trial"] == 2
+        assert (await ask(client, "drop", {"trial": 2, "why": "it is worse"}))[1] is False
         assert [row["status"] for row in json.loads((await ask(client, "history"))[0])] == ["keep", "keep", "discard"]
         assert "+X = 9.0" in json.loads((await ask(client, "show", {"trial": 2}))[0])["patch"]
         assert "fewer heads" in (await ask(client, "guidance", {"text": "try fewer heads"}))[0]
-        assert json.loads((await ask(client, "status"))[0])["summary"]["best"]["val_bpb"] == 2.0
+        status, whole = [json.loads((await ask(client, "status", {"full": full}))[0]) for full in (False, True)]
+        assert status["best"]["val_bpb"] == whole["summary"]["best"]["val_bpb"] == 2.0
+        assert "null" not in json.dumps(status)
 
     talk([sys.executable, "-m", "autoresearch", "mcp", "--lab", str(lab)], research)
     assert any(message and "trial 1" in message for message in heard)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import Confirmation
+from autoresearch.ledger.events import ChosenByHand, Confirmation
 from autoresearch.ledger.records import Outcome, Purpose, Score, Status
 from judged import a_campaign, a_run, a_trial, kept, with_run, with_trials
 
@@ -73,7 +73,50 @@ def test_a_search_that_walked_back_keeps_what_held() -> None:
     assert standing(campaign) == (1, [0, 1], 1, [], [], {2})
 
 
-@given(st.lists(st.sampled_from(["keep", "discard", "confirmed", "refuted", "undecided"]), max_size=25))
+def by_hand(campaign: Campaign, trial: Trial, *, keep: bool) -> Campaign:
+    """The campaign after somebody kept a trial, or dropped it."""
+    parent = next(each for each in campaign.trials if each.proposed.commit == trial.proposed.parent)
+    chosen = ChosenByHand(
+        tag="t",
+        trial=trial.number,
+        kept=keep,
+        incumbent=(trial if keep else parent).number,
+        by="a test",
+        why="so",
+        after=campaign.trials[-1].number,
+        confirmations=len(campaign.confirmations),
+    )
+    return dataclasses.replace(campaign, chosen=(*campaign.chosen, chosen))
+
+
+def test_a_discard_that_is_kept_by_hand_is_the_incumbent_provisional_and_untested() -> None:
+    campaign = with_trials(kept(1.0, 0.9), [a_trial(2, 0.9, parent=1, status=Status.DISCARD)])
+    chosen = by_hand(campaign, campaign.trials[2], keep=True)
+    assert standing(chosen) == (2, [0, 1, 2], 0, [1, 2], [1, 2], set())
+    assert [chosen.status_of(trial) for trial in chosen.trials] == [Status.KEEP] * 3
+    on = with_trials(chosen, [a_trial(3, 0.8, parent=2, status=Status.KEEP)])
+    assert standing(concluded(on, Outcome.CONFIRMED, 3, 3)) == (3, [0, 1, 2, 3], 3, [], [], set())
+
+
+def test_a_keep_that_is_dropped_takes_what_was_built_on_it_along() -> None:
+    campaign = kept(1.0, 0.9, 0.8, 0.7)
+    dropped = by_hand(campaign, campaign.trials[2], keep=False)
+    assert standing(dropped) == (1, [0, 1], 0, [1], [1], {2, 3})
+    assert [dropped.status_of(trial) for trial in dropped.trials[2:]] == [Status.DISCARD] * 2
+    again = by_hand(dropped, campaign.trials[3], keep=True)
+    assert standing(again) == (3, [0, 1, 2, 3], 0, [1, 2, 3], [1, 2, 3], set())
+
+
+def test_a_trial_that_was_tested_and_then_kept_by_hand_is_tested_again() -> None:
+    campaign = with_trials(kept(1.0, 0.9), [a_trial(2, 0.9, parent=1, status=Status.DISCARD)])
+    tested = concluded(campaign, Outcome.CONFIRMED, 1, 1)
+    assert numbers(by_hand(tested, tested.trials[2], keep=True).untested) == [2]
+
+
+STEPS = ["keep", "discard", "confirmed", "refuted", "undecided", "keep a discard", "keep an old one", "drop one"]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=25))
 def test_whatever_happens_the_lineage_leads_from_the_baseline_to_the_incumbent(steps: list[str]) -> None:
     campaign = kept(1.0)
     for step in steps:
@@ -82,6 +125,13 @@ def test_whatever_happens_the_lineage_leads_from_the_baseline_to_the_incumbent(s
         if step in ("keep", "discard"):
             number, parent = len(campaign.trials), campaign.incumbent.number
             campaign = with_trials(campaign, [a_trial(number, 0.5, parent=parent, status=Status(step))])
+        elif "discard" in step:
+            discards = [each for each in campaign.trials if campaign.status_of(each) is Status.DISCARD]
+            campaign = by_hand(campaign, discards[0], keep=True) if discards else campaign
+        elif "old" in step:
+            campaign = by_hand(campaign, campaign.lineage[len(campaign.lineage) // 2], keep=True)
+        elif "drop" in step:
+            campaign = by_hand(campaign, campaign.lineage[-1], keep=False) if len(campaign.lineage) > 1 else campaign
         elif campaign.provisional:
             back = campaign.confirmed if step == "refuted" else campaign.incumbent
             campaign = concluded(campaign, Outcome(step), campaign.incumbent.number, back.number)
@@ -91,7 +141,7 @@ def test_whatever_happens_the_lineage_leads_from_the_baseline_to_the_incumbent(s
         assert all(b.proposed.parent == a.proposed.commit for a, b in itertools.pairwise(lineage))
         assert set(numbers(campaign.untested)) <= set(numbers(campaign.provisional)) <= set(numbers(lineage))
         assert campaign.confirmed not in campaign.provisional
-        assert campaign.taken_back.isdisjoint(numbers(lineage))
+        assert set(campaign.taken_back) == set(numbers(campaign.kept)) - set(numbers(lineage))
 
 
 def test_only_scores_to_be_believed_count() -> None:

@@ -52,7 +52,8 @@ class Past:
         return {"train.py": self.texts[number]}
 
     def refusal(self, text: str) -> str | None:
-        return near_duplicate({"train.py": text}, self.trials, self.files)
+        near = near_duplicate({"train.py": text}, self.trials, self.files)
+        return near.reason if near else None
 
 
 def test_the_latest_near_trial_is_named_with_its_result() -> None:

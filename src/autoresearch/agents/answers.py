@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
-from autoresearch.agents import overview
+from autoresearch.agents import in_short, overview
 from autoresearch.agents.overview import Overview
 from autoresearch.base.errors import UserError
 from autoresearch.judging import comparability
@@ -54,9 +54,11 @@ class Answers:
         path = self.workspace.overview
         return overview.read(path, self.ledger, tag) or overview.save(path, self.ledger, self.campaign(tag))
 
-    def status(self, tag: str | None = None) -> dict[str, object]:
-        """Where the campaign stands, and whether a loop is running."""
+    def status(self, tag: str | None = None, *, full: bool = False) -> dict[str, object]:
+        """Where the campaign stands, and whether a loop is running; in short, or everything that is known."""
         found, running = self.overview(tag), self.workspace.is_locked()
+        if not full:
+            return in_short.status(found, running=running)
         return {
             "tag": found.started.tag,
             "class": str(found.comparable) if found.comparable else None,
@@ -66,22 +68,27 @@ class Answers:
             "standing": dataclasses.asdict(found.standing) if found.standing else None,
         }
 
-    def history(self, limit: int | None = 20, tag: str | None = None) -> list[dict[str, object]]:
-        """The last trials (all if there is no limit), newest last, each with the class of its val_bpb."""
+    def history(self, limit: int | None = 20, tag: str | None = None, *, full: bool = False) -> list[dict[str, object]]:
+        """The last trials (all if there is no limit), newest last; in full with the class of each val_bpb."""
         campaign = self.campaign(tag)
         rows = report.rows(campaign, limit)
         both = zip(rows, campaign.finished[len(campaign.finished) - len(rows) :], strict=True)
+        if not full:
+            return [in_short.row(row, trial) for row, trial in both]
         return [
             {
                 **dataclasses.asdict(row),
+                **dataclasses.asdict(report.pace(trial)),
                 "class": comparability.names(campaign, trial),
                 "disturbed": [run.disturbed for run in trial.every_run if run.disturbed],
             }
             for row, trial in both
         ]
 
-    def show(self, number: int) -> dict[str, object]:
+    def show(self, number: int, *, full: bool = False) -> dict[str, object]:
         """One trial: idea, reason, verdict, numbers, patch, the end of its log and a few points of its curve.
+
+        In full it also has everything that was recorded of it.
 
         Raises:
             UserError: there is no such trial.
@@ -89,15 +96,15 @@ class Answers:
         trial = self.trial(number)
         past = past_trials.of_lab(self.workspace, self.ledger, ())
         curve = past.curve(number)
-        return {
-            **dataclasses.asdict(trial.sealed),
-            "val_bpb": trial.val_bpb,
-            "memory_gb": trial.memory_gb,
-            "class": self.class_of(trial),
+        found: dict[str, object] = {
             "patch": past.patch(number),
             "log": "\n".join(past.log(number).splitlines()[-TAIL_LINES:]),
             "curve": [dict(point) for point in curve[:: max(1, len(curve) // CURVE_POINTS)]],
         }
+        if not full:
+            return in_short.trial(self.campaign(trial.proposed.tag), trial) | in_short.trimmed(found)
+        whole = {**dataclasses.asdict(trial.sealed), "val_bpb": trial.val_bpb, "memory_gb": trial.memory_gb}
+        return {**whole, "class": self.class_of(trial), **found}
 
     def trial(self, number: int) -> Trial:
         """The trial with that number.

@@ -3,67 +3,219 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from autoresearch.agents import edits, outcome, pending
 from autoresearch.agents.answers import Answers
-from autoresearch.base.errors import UserError
-from autoresearch.judging import claims
+from autoresearch.agents.edits import Wish
+from autoresearch.agents.outcome import ERROR, INTERRUPTED, RUNNING, WAIT, NotTried, Place
+from autoresearch.agents.pending import Pending
+from autoresearch.base import atomic, process
+from autoresearch.base.errors import BusyError, UserError
+from autoresearch.grading.protocol import LOG
 from autoresearch.lab import config
+from autoresearch.lab.config import Config
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import Event, FileSaved, ProposalRefused, RunStarted
-from autoresearch.ledger.records import Proposal, RunEvent, Status
+from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalRefused, RunStarted
+from autoresearch.ledger.ledger import Mark
+from autoresearch.ledger.records import Proposal, RunEvent
 from autoresearch.loop import compose, proposals
-from autoresearch.loop.loop import try_once
+from autoresearch.loop.loop import choose, try_once
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.stages import Stages
 from autoresearch.researchers.interface import Brief
 
 Say = Callable[[str], None]
 Progress = Callable[[float, str], None]
+START_SECONDS = 60.0  # in which a detached trial has begun or says why not; preparing data may take longer
+AGAIN = "put that right, then run the same command again"
 
 
 class InteractiveLab(Answers):
     """A lab as an agent works in it: it answers questions, and runs trials of the edits in the working tree."""
 
-    def attempt(self, idea: str, *, why: str = "", say: Say, progress: Progress) -> dict[str, object]:
+    def attempt(self, wish: Wish, *, say: Say, progress: Progress) -> dict[str, object]:
         """Like `try_edits`, but reports as text. `progress` receives the share of the budget that is spent (0 to 1)."""
         hear = _Hearing(say, progress)
-        return self.try_edits(idea, why=why, announce=hear.event, progress=hear.run)
+        return self.try_edits(wish, announce=hear.event, progress=hear.run)
 
     def try_edits(
-        self,
-        idea: str,
-        *,
-        why: str = "",
-        tag: str | None = None,
-        announce: Callable[[Event], None],
-        progress: Callable[[int, RunEvent], None],
+        self, wish: Wish, *, announce: Callable[[Event], None], progress: Callable[[int, RunEvent], None]
     ) -> dict[str, object]:
         """Run one trial of the edits in the working tree. Blocks until it is done, and prints nothing.
 
-        Starts a campaign if there is none, with the last commit as its baseline.
+        Starts a campaign if there is none, with the last commit as its baseline. If another process is trying the same
+        edits, waits for its verdict. The edits are read once, now.
 
         Raises:
-            UserError: the edits cannot be tried, and why.
+            NotTried: the edits are refused, and why.
+            UserError: they cannot be tried.
         """
-        if not idea.strip():
-            raise UserError('the idea is empty: say in one line what you changed, as in `autoresearch try -m "deeper"`')
+        settings = config.load(self.workspace.program)[0]
+        files = edits.read(self.workspace, settings, wish)
+        mark = pending.digest(files)
+        pending.wait(
+            self.workspace.pending, None, lambda found: not (found and found.edits == mark and found.is_at_work)
+        )
+        try:
+            with self.workspace.lock():
+                return self._answered(wish, settings, files, announce, progress)
+        except BusyError as error:
+            raise self._busy(error) from error
+
+    def _answered(
+        self,
+        wish: Wish,
+        settings: Config,
+        files: Mapping[str, str],
+        announce: Callable[[Event], None],
+        progress: Callable[[int, RunEvent], None],
+    ) -> dict[str, object]:
+        """The answer, which is also left on the disk, whatever it is."""
+        path = self.workspace.pending
+        pending.begin(path, pending.digest(files), wish.idea)
+        try:
+            answer = self._tried(wish, settings, files, announce, progress)
+        except NotTried as error:
+            pending.end(path, error.answer)
+            raise
+        except UserError as error:
+            failed = NotTried(str(error), AGAIN, status=ERROR)
+            pending.end(path, failed.answer)
+            raise failed from error
+        except KeyboardInterrupt:
+            pending.end(path, interrupted(wish.idea))
+            raise
+        pending.end(path, answer)
+        return answer
+
+    def _tried(
+        self,
+        wish: Wish,
+        settings: Config,
+        files: Mapping[str, str],
+        announce: Callable[[Event], None],
+        progress: Callable[[int, RunEvent], None],
+    ) -> dict[str, object]:
+        ledger = self.ledger
+        ledger.repair()
+        tag = compose.tag_of(wish.tag, ledger, self.workspace)
+        stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=_Agent())
+        made = try_once(stages, tag, lambda campaign: _proposed(stages, campaign, wish, files))
+        campaign, place = stages.campaign(tag), Place(self.workspace.branch(tag), stages.editable)
+        if isinstance(made, ProposalRefused):
+            raise outcome.refused(made, place)
+        answer = outcome.judged(campaign, made, place) if made else outcome.unchanged(campaign)
+        return {**answer, "notice": edits.notice(self.workspace, campaign, stages.editable)}
+
+    def _busy(self, error: BusyError) -> NotTried:
+        found = pending.read(self.workspace.pending)
+        if found and found.is_at_work:
+            reason = f"another trial is running ({found.idea}), of other edits than yours"
+            return NotTried(reason, f"{WAIT}; then try again", status=ERROR)
+        return NotTried(str(error), "wait until `autoresearch status` says that no loop is at work", status=ERROR)
+
+    # ------------------------------------------------------------ trials that outlive the call
+
+    def detach(self, wish: Wish) -> dict[str, object]:
+        """Start the trial as a process of its own. Returns its answer if it has one soon, else what it is doing.
+
+        Raises:
+            NotTried: the edits are refused, and why.
+            UserError: they cannot be tried.
+        """
+        mark = pending.digest(edits.read(self.workspace, config.load(self.workspace.program)[0], wish))
+        found = pending.read(self.workspace.pending)
+        if found and found.edits == mark and found.is_at_work:
+            return self._running(found)
+        if self.workspace.is_locked():
+            raise self._busy(BusyError(f"another loop is running in {self.workspace.root}"))
+        atomic.make_directory(self.workspace.state)
+        before = self.ledger.mark if self.ledger.campaigns() else None
+        child = process.detach(self._command(wish), self.workspace.detached)
+
+        def is_known(found: Pending | None) -> bool:
+            own = found is not None and found.process == child.pid
+            return child.poll() is not None or (own and self._has_begun(before))
+
+        found = pending.wait(self.workspace.pending, START_SECONDS, is_known)
+        if child.poll() is not None and not (found and found.process == child.pid):
+            raise UserError(f"the trial ended before it began: {self.workspace.detached} says why")
+        return self._said(found)
+
+    def _has_begun(self, before: object) -> bool:
+        """Whether a run has started since then."""
+        events = self.ledger.since(before) if isinstance(before, Mark) else self.ledger.events()
+        return any(isinstance(event, RunStarted) for event in events or ())
+
+    def _command(self, wish: Wish) -> list[str]:
+        """The command that makes this trial."""
+        tag = ["--tag", wish.tag] if wish.tag else []
+        asked = ["--message", wish.idea, "--why", wish.why, "--seeds", str(wish.seeds), *tag]
+        return [sys.executable, "-m", "autoresearch", "try", *asked, "--lab", str(self.workspace.root)]
+
+    def wait(self, seconds: float | None) -> dict[str, object]:
+        """The answer of the latest trial of edits, as soon as there is one, or what it is doing after some seconds.
+
+        Raises:
+            UserError: there was none.
+        """
+        path = self.workspace.pending
+        return self._said(pending.wait(path, seconds, lambda found: not (found and found.is_at_work)))
+
+    def _said(self, found: Pending | None) -> dict[str, object]:
+        if found is None:
+            raise UserError("nothing was tried here yet: change train.py, then run `autoresearch try -m IDEA`")
+        if found.is_at_work:
+            return self._running(found)
+        return found.answer or interrupted(found.idea)
+
+    def _running(self, found: Pending) -> dict[str, object]:
+        """What a trial is doing."""
+        campaign = self.ledger.campaign()
+        trial = next((each for each in campaign.trials if each.verdict is None), None) if campaign else None
+        run = self.workspace.run_directory(trial.number, len(trial.every_run)) if trial else None
+        return {
+            "trial": trial.number if trial else None,
+            "status": RUNNING,
+            "reason": f"{found.idea}: it is running",
+            "seconds": round(time.time() - found.since),
+            "runs": len(trial.every_run) if trial else 0,
+            "log": self.workspace.relative(str(run / LOG)) if run else None,
+            "next": WAIT,
+        }
+
+    # ------------------------------------------------------------ by hand
+
+    def choose(self, number: int, *, keep: bool, why: str, by: str) -> ChosenByHand:
+        """Keep a trial by hand, or drop a keep.
+
+        Raises:
+            UserError: this cannot be done, and why.
+        """
+        if not why.strip():
+            raise UserError("the reason is empty: say why in one line, for the record")
+        tag = self.trial(number).proposed.tag
         settings = config.load(self.workspace.program)[0]
         with self.workspace.lock():
-            ledger = self.ledger
-            ledger.repair()
-            tag = compose.tag_of(tag, ledger, self.workspace)
-            stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=_Agent())
-            trial = try_once(stages, tag, lambda campaign: _from_working_tree(stages, campaign, idea, why))
-            return {
-                **_result(stages, tag, trial),
-                "notice": compose.notice(stages.campaign(tag), self.workspace, ("prepare.py",)),
-            }
+            self.ledger.repair()
+            ignore = lambda *_: None  # noqa: E731
+            stages = compose.compose(self.workspace, self.ledger, settings, tag, ignore, ignore, agent=_Agent())
+            return choose(stages, tag, number, keep=keep, by=by, why=proposals.clean(stages, why))
 
     def papers(self, query: str) -> str:
         """What the literature says about a query."""
         return compose.literature(self.workspace, config.load(self.workspace.program)[0], query)
+
+
+def interrupted(idea: str) -> dict[str, object]:
+    """The answer of a trial whose process ended, or was ended, before its verdict."""
+    reason = f"{idea}: stopped before its verdict; what was finished is in the ledger"
+    then = "run the same command with the same edits again: it continues, and nothing is counted twice"
+    return {"trial": None, "status": INTERRUPTED, "reason": reason, "next": then}
 
 
 class _Agent:
@@ -99,70 +251,18 @@ class _Hearing:
 # ---------------------------------------------------------------- the working tree
 
 
-def _from_working_tree(stages: Stages, campaign: Campaign, idea: str, why: str) -> Answer | ProposalRefused | None:
-    """The editable files of the checkout as a proposal on the incumbent; None if they are the same."""
+def _proposed(
+    stages: Stages, campaign: Campaign, wish: Wish, files: Mapping[str, str]
+) -> Answer | ProposalRefused | Trial | None:
+    """The edits as a proposal on the incumbent. If the latest trial is of the same files, that one; None if they are
+    the incumbent's."""
     assert campaign.incumbent is not None
-    files = {path: _read(stages, path) for path in stages.editable}
+    latest = campaign.trials[-1]
+    if files == stages.texts(latest.proposed.commit):
+        return latest
     incumbent = stages.texts(campaign.incumbent.proposed.commit)
     if files == incumbent:
         return None
-    frozen = sorted(set(stages.workspace.changed_paths()) - set(stages.editable) - {"program.md"})
-    tracked = [path for path in frozen if path in stages.workspace.files(campaign.started.base)]
-    if tracked:
-        raise UserError(
-            f"{', '.join(tracked)} may not change: a trial edits {', '.join(stages.editable)} and nothing else. Put "
-            f"it back with `git restore {' '.join(tracked)}`, then try again"
-        )
-    proposal = proposals.sound(stages, Proposal(idea, files, why=why))
-    return proposals.admit(stages, campaign, proposal, _Agent.name, written_for=incumbent)
-
-
-def _read(stages: Stages, path: str) -> str:
-    try:
-        return (stages.workspace.root / path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}): fix it, then try again") from error
-
-
-# ---------------------------------------------------------------- the answer
-
-
-def _result(stages: Stages, tag: str, trial: Trial | None) -> dict[str, object]:
-    campaign = stages.campaign(tag)
-    best = claims.best_of(campaign)
-    assert best is not None
-    restore = f"`git restore --source={stages.workspace.branch(tag)} -- {' '.join(stages.editable)}`"
-    if trial is None:
-        after = "the working tree is the best version so far: change it, then run `autoresearch try -m IDEA`"
-        return {"tag": tag, "trial": None, "status": None, "val_bpb": None, "best": best.val_bpb, "next": after}
-    assert trial.verdict is not None
-    verdict = trial.verdict
-    if trial.number in campaign.taken_back:
-        verdict = dataclasses.replace(verdict, status=Status.DISCARD, reason=campaign.confirmations[-1].reason)
-        trial = dataclasses.replace(trial, verdict=verdict)
-    return {
-        "tag": tag,
-        "trial": trial.number,
-        "status": verdict.status.value,
-        "reason": verdict.reason,
-        "val_bpb": trial.val_bpb,
-        "best": best.val_bpb,
-        "memory_gb": trial.memory_gb,
-        "commit": trial.proposed.commit,
-        "next": _next_step(trial, restore),
-    }
-
-
-def _next_step(trial: Trial, restore: str) -> str:
-    """What the agent should do now, in one line."""
-    assert trial.verdict is not None
-    if trial.verdict.status is Status.CRASH:
-        return (
-            f"look at `autoresearch show {trial.number}`; if it is a slip, fix it and try again, otherwise go back "
-            f"with {restore}"
-        )
-    if trial.verdict.status is Status.INVALID:
-        return f"its score cannot be trusted: go back to the best version with {restore}, then change that"
-    if trial.verdict.status is Status.DISCARD:
-        return f"go back to the best version with {restore}, then change that"
-    return "this is the best version now: continue from here"
+    proposal = proposals.sound(stages, Proposal(wish.idea, files, why=wish.why))
+    made = proposals.admit(stages, campaign, proposal, _Agent.name, written_for=incumbent)
+    return dataclasses.replace(made, seeds=wish.seeds) if isinstance(made, Answer) else made

@@ -26,13 +26,29 @@ class OfHistory(OfCampaign):
     limit: int = Field(20, ge=1, le=10_000, description="only the last N trials")
 
 
+class OfStatus(OfCampaign):
+    full: bool = Field(False, description="everything that is known, also what is rarely needed")
+
+
 class OfTrial(Arguments):
     trial: int = Field(ge=0, description="the trial's number, as in `history`")
+    full: bool = Field(False, description="everything that was recorded, also what is rarely needed")
+
+
+class ByHand(Arguments):
+    trial: int = Field(ge=0, description="the trial's number, as in `history`")
+    why: str = Field(min_length=1, description="the reason, for the record")
 
 
 class Edits(Arguments):
     idea: str = Field(min_length=1, description="what you changed, in one line, for the record")
     why: str = Field("", description="why you think it helps, and what you expect")
+    seeds: int = Field(1, ge=1, le=8, description="judge it only after so many runs on different seeds")
+    tag: str | None = Field(None, description="which campaign; a new name starts one; the latest if you leave it out")
+
+
+class Patience(Arguments):
+    seconds: float = Field(60, ge=0, le=3600, description="the longest to wait; then the answer says what is running")
 
 
 class Guidance(Arguments):
@@ -58,8 +74,8 @@ TOOLS = (
     Tool(
         "status",
         "Where the campaign stands: baseline, best, gain, counts, and whether a trial is running. Start with this.",
-        OfCampaign,
-        lambda lab, given: lab.status(given.tag),
+        OfStatus,
+        lambda lab, given: lab.status(given.tag, full=given.full),
     ),
     Tool(
         "history",
@@ -73,7 +89,7 @@ TOOLS = (
         "One trial in full: idea, reason, verdict, numbers, patch, the end of its log and points of its training "
         "curve. Read it to see why a trial crashed, or what exactly a kept one changed.",
         OfTrial,
-        lambda lab, given: lab.show(given.trial),
+        lambda lab, given: lab.show(given.trial, full=given.full),
     ),
     Tool(
         "try",
@@ -81,9 +97,32 @@ TOOLS = (
         "train.py first, do not commit, and make one change at a time. It takes the training budget and a little "
         "more, usually minutes, and reports its progress. The first call also trains the unchanged baseline. Then "
         "do what `next` in the answer says. If the answer does not reach you (because you timed out), the trial "
-        "continues: `status` says whether it is running, and `history` has its verdict.",
+        "continues: `wait` has its verdict.",
         Edits,
         None,
+        read_only=False,
+    ),
+    Tool(
+        "wait",
+        "The answer of the latest `try`, once it has one, or what it is doing after some seconds. Use it after a "
+        "`try` whose answer did not reach you, or that somebody else started.",
+        Patience,
+        lambda lab, given: lab.wait(given.seconds),
+    ),
+    Tool(
+        "keep",
+        "Make a scored trial the best version by your own judgment, as when it is equal and much simpler, or to go "
+        "back to an earlier keep. The reason is recorded. What is claimed still has to be confirmed on fresh seeds.",
+        ByHand,
+        lambda lab, given: lab.choose(given.trial, keep=True, why=given.why, by="MCP").words,
+        read_only=False,
+    ),
+    Tool(
+        "drop",
+        "Take a kept trial back that you know to be a fluke, with all that was built on it. The best version is then "
+        "what it was made of. The reason is recorded.",
+        ByHand,
+        lambda lab, given: lab.choose(given.trial, keep=False, why=given.why, by="MCP").words,
         read_only=False,
     ),
     Tool(

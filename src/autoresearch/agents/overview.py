@@ -33,7 +33,10 @@ class Glimpse:
 
 @dataclass(frozen=True)
 class Overview:
-    """Where a campaign stands. `tokens`, `usd` and `refused` are what its researcher spent, and what was not taken."""
+    """Where a campaign stands. `tokens`, `usd` and `refused` are what its researcher spent, and what was not taken.
+
+    `researcher` made the latest proposal.
+    """
 
     started: CampaignStarted
     report: Report
@@ -44,6 +47,7 @@ class Overview:
     refused: int
     recent: tuple[Glimpse, ...]
     under_way: Glimpse | None
+    researcher: str
 
 
 def of(campaign: Campaign) -> Overview:
@@ -62,13 +66,14 @@ def of(campaign: Campaign) -> Overview:
         tokens=campaign.tokens,
         usd=campaign.usd,
         refused=len(campaign.refused),
-        recent=tuple(map(_glimpse, campaign.finished[-RECENT:])),
-        under_way=_glimpse(under_way) if under_way else None,
+        recent=tuple(_glimpse(campaign, trial) for trial in campaign.finished[-RECENT:]),
+        under_way=_glimpse(campaign, under_way) if under_way else None,
+        researcher=campaign.trials[-1].proposed.researcher if campaign.trials else campaign.started.researcher,
     )
 
 
-def _glimpse(trial: Trial) -> Glimpse:
-    return Glimpse(trial.number, trial.proposed.idea, trial.verdict.status if trial.verdict else None)
+def _glimpse(campaign: Campaign, trial: Trial) -> Glimpse:
+    return Glimpse(trial.number, trial.proposed.idea, campaign.status_of(trial))
 
 
 # ---------------------------------------------------------------- the copy
@@ -109,7 +114,7 @@ def _after(overview: Overview, events: Iterable[Event]) -> Overview | None:
     for event in events:
         match event:
             case TrialProposed(tag=overview.started.tag):
-                overview = replace(overview, under_way=Glimpse(event.trial, event.idea))
+                overview = replace(overview, under_way=Glimpse(event.trial, event.idea), researcher=event.researcher)
             case RunStarted() | FileSaved() | Stopped():
                 pass
             case _:

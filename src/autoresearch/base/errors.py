@@ -4,6 +4,15 @@
 class UserError(Exception):
     """What happened, why, and what to do next, in one sentence. The command line prints it and exits with 1."""
 
+    @property
+    def answer(self) -> dict[str, object]:
+        """The same as plain data, for `--json` and MCP."""
+        return {"status": "error", "reason": str(self)}
+
+
+class BusyError(UserError):
+    """Another process works in the lab."""
+
 
 class NoInterpreterError(UserError):
     """The Python that should run the lab's files is missing."""

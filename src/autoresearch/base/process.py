@@ -218,3 +218,16 @@ def run_attached(
         if child:
             child.kill()
             child.wait()
+
+
+def detach(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command that outlives this program and its terminal, with its output in a log file."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=os.name == "posix",
+            creationflags=getattr(subprocess, "DETACHED_PROCESS", 0),
+        )

@@ -7,18 +7,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch.agents.attempt import InteractiveLab
+from autoresearch.agents.attempt import InteractiveLab, interrupted
+from autoresearch.agents.edits import Wish
+from autoresearch.agents.outcome import exit_code
 from autoresearch.agents.overview import Refresher
-from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
+from autoresearch.base.errors import UserError
+from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.commands.results import show_report
 from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.events import Event, ProposalRefused, Stopped
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
 from autoresearch.loop import compose, stopping
 from autoresearch.loop.loop import run_campaign
-from autoresearch.views import terminal
+from autoresearch.views import answer
 from autoresearch.views.live import LiveView
+
+GO_ON = "continue with `autoresearch run`, look at it with `autoresearch report`"
 
 
 def run(
@@ -58,7 +64,7 @@ def run(
                 f"campaign {tag} was started with the judge {begun.started.judge}; it continues with {settings.judge}"
             )
         with (
-            LiveView(console, begun) as view,
+            LiveView(console, begun, then=GO_ON) as view,
             stopping.interrupts(console.print) as interrupted,
         ):
             refresher = Refresher(workspace.overview, ledger, tag)
@@ -73,29 +79,63 @@ def run(
 
 
 def try_(
-    message: Annotated[str, typer.Option("--message", "-m", help="The idea, in one line.")],
+    message: Annotated[str | None, typer.Option("--message", "-m", help="The idea, in one line.")] = None,
     why: Annotated[str, typer.Option(help="Why it should help, for the record.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, max=8, help="Judge it only after so many runs on other seeds.")] = 1,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return; it goes on by itself.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answer of the one that is at work.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0, help="With --wait: at most so many seconds.")] = None,
     lab: Lab = HERE,
-    tag: Tag = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(help="Which campaign; a new name starts one on your last commit (default: the latest)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run one trial of the edits in your working tree, and report the result and what to do next.
 
-    An agent that works in the lab uses this. The first time, it also runs the baseline: your last commit. It exits with
-    0 whatever the verdict, and with 1 if the edits cannot be tried.
+    An agent that works in the lab uses this. The first time, it also runs the baseline: your last commit. The same
+    edits, asked for again, are not tried twice: you get the verdict. If your shell ends long commands, use --detach,
+    then --wait --timeout 540 until there is an answer.
+
+    Exit codes: 0 it was judged, whatever the verdict, or there was nothing to try; 1 it was refused or failed; 4 it is
+    still running; 130 it was stopped. With --json the answer is JSON in all of these cases.
 
     Example: autoresearch try -m "half the batch"
     """
     beside = InteractiveLab(Workspace.open(lab))
-    with (
-        LiveView(Console(stderr=True), beside.ledger.campaign(tag)) as view,
-        stopping.ended_as_by_hand(),
-    ):
-        result = beside.try_edits(message, why=why, tag=tag, announce=view.event, progress=view.progress)
+    if wait == (message is not None):
+        raise UserError('name the idea, as in `autoresearch try -m "half the batch"`, or use --wait without one')
+    try:
+        result = _wait(beside, timeout) if wait else _try(beside, Wish(str(message), why, tag, seeds), detach=detach)
+    except KeyboardInterrupt:
+        if as_json:
+            print_json(interrupted(message or "the trial"))
+        raise
     if as_json:
         print_json(result)
     else:
-        terminal.show_result(result, Console())
+        answer.show_result(result, Console())
+    raise typer.Exit(exit_code(result))
+
+
+def _wait(beside: InteractiveLab, seconds: float | None) -> dict[str, object]:
+    with Console(stderr=True).status("waiting for the trial that is at work"):
+        return beside.wait(seconds)
+
+
+def _try(beside: InteractiveLab, wish: Wish, *, detach: bool) -> dict[str, object]:
+    console = Console(stderr=True)
+    if detach:
+        with console.status("starting it"):
+            return beside.detach(wish)
+    with LiveView(console, beside.ledger.campaign(wish.tag)) as view, stopping.ended_as_by_hand():
+
+        def announce(event: Event) -> None:
+            if not isinstance(event, ProposalRefused | Stopped):  # the answer says it
+                view.event(event)
+
+        return beside.try_edits(wish, announce=announce, progress=view.progress)
 
 
 def guide(

@@ -19,15 +19,17 @@ from autoresearch.ledger import report, results_tsv
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.views import terminal, verdicts
 
+Full = Annotated[bool, typer.Option("--full", help="With --json: everything that is known.")]
 
-def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
+
+def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False, full: Full = False) -> None:
     """Show in a few lines where the campaign stands and whether a loop is running.
 
     Example: autoresearch status --lab my-lab
     """
     beside = Answers(Workspace.open(lab))
     if as_json:
-        print_json(beside.status(tag))
+        print_json(beside.status(tag, full=full))
         return
     terminal.show_status(beside.overview(tag), beside.workspace.is_locked(), Console())
 
@@ -44,7 +46,7 @@ def log(
     """
     beside = Answers(Workspace.open(lab))
     if as_json:
-        print_json(beside.history(limit, tag))
+        print_json(beside.history(limit, tag, full=True))
         return
     campaign = beside.campaign(tag)
     disturbed = Counter(run.trial for run in campaign.disturbed)
@@ -55,19 +57,19 @@ def show(
     trial: Annotated[int, typer.Argument(help="The trial's number, as in `log`.")],
     lab: Lab = HERE,
     as_json: AsJson = False,
+    full: Full = False,
 ) -> None:
-    """Show one trial: idea, verdict, numbers, patch, and the end of its log.
+    """Show one trial: idea, verdict, numbers, patch, and the end of its log, also while it trains.
 
     Example: autoresearch show 3
     """
     beside = Answers(Workspace.open(lab))
-    found = beside.show(trial)
     if as_json:
-        print_json(found)
-    else:
-        known = beside.trial(trial)
-        classes = beside.class_of(known)
-        terminal.show_trial(known, str(found["patch"]), str(found["log"]), Console(), classes)
+        print_json(beside.show(trial, full=full))
+        return
+    known, found = beside.trial(trial), beside.show(trial)
+    classes = beside.class_of(known)
+    terminal.show_trial(known, str(found.get("patch", "")), str(found.get("log", "")), Console(), classes)
 
 
 Results = Annotated[

@@ -150,7 +150,8 @@ def of(campaign: Campaign) -> Standing | None:
     if best is None or not best.scores:
         return None
     level = judge.noise_of(campaign)
-    claims = [each for each in campaign.confirmations if each.outcome is Outcome.CONFIRMED]
+    sure = (each for each in campaign.confirmations if each.outcome is Outcome.CONFIRMED)
+    claims = [each for each in sure if each.trial in campaign.standing]
     return Standing(
         baseline=campaign.lineage[0].number,
         best=best_of(campaign),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoresearch.executors.run_output import Tail, tail
+from autoresearch.grading.protocol import CURVE, LOG
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Scalar
@@ -37,16 +38,25 @@ class _Reader:
         return _text(self.workspace.trial_directory(number) / "patch.diff")
 
     def log(self, number: int) -> str:
-        trial = self.ledger.trial(number)
-        return tail(self.workspace.root / trial.runs[-1].log, TAIL_BYTES) if trial and trial.runs else ""
+        latest = self._latest(number, LOG)
+        return tail(latest, TAIL_BYTES) if latest else ""
 
     def curve(self, number: int) -> Sequence[Mapping[str, Scalar]]:
-        trial = self.ledger.trial(number)
-        curve = Tail(self.workspace.root / trial.runs[-1].curve) if trial and trial.runs else None
+        latest = self._latest(number, CURVE)
+        curve = Tail(latest) if latest else None
         points: list[Mapping[str, Scalar]] = []
         while curve and len(points) < MOST_POINTS and (more := list(curve.lines())):
             points += more
         return points
+
+    def _latest(self, number: int, name: str) -> Path | None:
+        """A file of a trial's latest run, also of one that is under way; None if there is none."""
+        trial = self.ledger.trial(number)
+        if trial is None:
+            return None
+        latest = len(trial.every_run) - (trial.verdict is not None)
+        runs = (self.workspace.run_directory(number, run) / name for run in range(latest, -1, -1))
+        return next((path for path in runs if path.is_file()), None)
 
 
 def _text(path: Path) -> str:

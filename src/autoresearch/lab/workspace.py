@@ -14,7 +14,7 @@ from types import MappingProxyType
 from filelock import FileLock, Timeout
 
 from autoresearch.base import atomic, git
-from autoresearch.base.errors import UserError
+from autoresearch.base.errors import BusyError, UserError
 from autoresearch.grading.protocol import CHECKPOINT
 
 _files = functools.lru_cache(maxsize=4)(git.files)
@@ -39,6 +39,8 @@ class Workspace:
         self.guidance = self.state / "guidance.md"
         self.ledger = self.state / "ledger.jsonl"
         self.overview = self.state / "overview.msgpack"
+        self.pending = self.state / "try.json"
+        self.detached = self.state / "try.log"
         self.trials = self.state / "trials"
         self.worktrees = self.state / "worktrees"
 
@@ -69,7 +71,7 @@ class Workspace:
         """Hold the lab for one loop. The system releases it when the process ends, however it does.
 
         Raises:
-            UserError: another loop holds it.
+            BusyError: another loop holds it.
         """
         holder = self.state / "loop.pid"
         try:
@@ -78,7 +80,7 @@ class Workspace:
                 yield
         except Timeout as error:
             pid = holder.read_text() if holder.exists() else "unknown"
-            raise UserError(
+            raise BusyError(
                 f"another loop (process {pid}) is running in {self.root}: wait for it, or stop it with Ctrl-C there"
             ) from error
 
@@ -104,7 +106,7 @@ class Workspace:
         if free < needed_gb:
             raise UserError(
                 f"only {free:.1f} GiB are free on the disk of {self.root}, but `min_free_gb` in program.md asks for "
-                f"{needed_gb:g}: free some, then continue with `autoresearch run`"
+                f"{needed_gb:g}: free some, then run the same command again"
             )
 
     # ------------------------------------------------------------ campaigns
@@ -244,6 +246,10 @@ class Workspace:
 
     def trial_directory(self, trial: int) -> Path:
         return self.trials / f"{trial:04d}"
+
+    def run_directory(self, trial: int, run: int) -> Path:
+        """Where a run leaves its log and its curve."""
+        return self.trial_directory(trial) / f"run{run}"
 
     def answers(self, trial: int, run: int) -> Path:
         """What a run answered at secret places. Beside its directory, where it cannot write."""

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autoresearch.ledger.events import CampaignStarted, Confirmation, ProposalRefused, RunEnded, TrialProposed, Verdict
+from autoresearch.ledger.events import (
+    CampaignStarted,
+    ChosenByHand,
+    Confirmation,
+    ProposalRefused,
+    RunEnded,
+    TrialProposed,
+    Verdict,
+)
 from autoresearch.ledger.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
 
 DATA = ("train_sha256", "val_sha256")  # identify the text in a run's environment
@@ -101,6 +109,7 @@ class Campaign:
     refused: tuple[ProposalRefused, ...] = ()
     guidance: str = ""
     confirmations: tuple[Confirmation, ...] = ()
+    chosen: tuple[ChosenByHand, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -118,18 +127,64 @@ class Campaign:
     @cached_property
     def lineage(self) -> tuple[Trial, ...]:
         """The kept trials that lead to the incumbent, the baseline first."""
-        return tuple(trial for trial in self.kept if trial.number not in self.taken_back)
+        return self._path[0]
+
+    @property
+    def taken_back(self) -> Mapping[int, Confirmation | ChosenByHand]:
+        """The kept trials that do not lead to the incumbent any more, each with what reverted it."""
+        return self._path[1]
+
+    @cached_property
+    def _path(self) -> tuple[tuple[Trial, ...], Mapping[int, Confirmation | ChosenByHand]]:
+        line: list[Trial] = []
+        gone: dict[int, Confirmation | ChosenByHand] = {}
+        for step in self._steps:
+            if isinstance(step, Trial):
+                line.append(step)
+                continue
+            before, line = line, self._after(step, line)
+            gone |= {trial.number: step for trial in before if trial not in line}
+            gone = {number: why for number, why in gone.items() if all(trial.number != number for trial in line)}
+        return tuple(line), gone
+
+    def _after(self, step: Confirmation | ChosenByHand, line: list[Trial]) -> list[Trial]:
+        """The lineage after a step that may shorten it or, by hand, lead it elsewhere."""
+        numbers = [trial.number for trial in line]
+        if step.incumbent in numbers:
+            return line[: numbers.index(step.incumbent) + 1]
+        return self._made_of(step.incumbent) if isinstance(step, ChosenByHand) else line
+
+    @property
+    def _steps(self) -> list[Trial | Confirmation | ChosenByHand]:
+        """What moved the incumbent, in the order in which it happened."""
+        keeps = (t for t in self.trials if t.verdict and t.verdict.status is Status.KEEP)
+        if not self.confirmations and not self.chosen:
+            return list(keeps)
+        placed: list[tuple[tuple[int, int, int], Trial | Confirmation | ChosenByHand]] = [
+            *(((trial.number, -1, 0), trial) for trial in keeps),
+            *(((each.after, place, 1), each) for place, each in enumerate(self.confirmations)),
+            *(((each.after, each.confirmations, 0), each) for each in self.chosen),
+        ]
+        return [step for _, step in sorted(placed, key=lambda both: both[0])]
+
+    def _made_of(self, number: int) -> list[Trial]:
+        """A trial and what it was made from, the baseline first."""
+        by_commit = {trial.proposed.commit: trial for trial in self.trials}
+        line = [next(trial for trial in self.trials if trial.number == number)]
+        while line[-1] is not self.trials[0]:
+            line.append(by_commit[line[-1].proposed.parent])
+        return line[::-1]
 
     @cached_property
     def kept(self) -> tuple[Trial, ...]:
-        """All trials that were kept, in order, including those that a confirmation reverted."""
-        return tuple(t for t in self.trials if t.verdict and t.verdict.status is Status.KEEP)
+        """All trials that were kept, in order, including those that were taken back later."""
+        by_hand = {each.trial for each in self.chosen if each.kept}
+        return tuple(t for t in self.trials if t.verdict and (t.verdict.status is Status.KEEP or t.number in by_hand))
 
     @cached_property
-    def taken_back(self) -> frozenset[int]:
-        """The kept trials that a confirmation reverted."""
-        gone = ((each.incumbent, each.after) for each in self.confirmations)
-        return frozenset(t.number for first, last in gone for t in self.kept if first < t.number <= last)
+    def standing(self) -> frozenset[int]:
+        """The numbers of the lineage."""
+        return frozenset(trial.number for trial in self.lineage)
 
     @property
     def confirmed(self) -> Trial | None:
@@ -148,7 +203,16 @@ class Campaign:
     def untested(self) -> tuple[Trial, ...]:
         """The provisional keeps that no confirmation has tested."""
         last = self.confirmations[-1].after if self.confirmations else -1
-        return tuple(trial for trial in self.provisional if trial.number > last)
+        since = {each.trial for each in self.chosen if each.kept and each.confirmations == len(self.confirmations)}
+        return tuple(trial for trial in self.provisional if trial.number > last or trial.number in since)
+
+    def status_of(self, trial: Trial) -> Status | None:
+        """What a trial counts as today: its verdict, unless it was taken back or kept by hand since."""
+        if trial.number in self.standing:
+            return Status.KEEP
+        if trial.number in self.taken_back:
+            return Status.DISCARD
+        return trial.verdict.status if trial.verdict else None
 
     def class_of(self, run: RunEnded) -> Comparable:
         """The class within which a run's val_bpb can be compared."""

@@ -35,8 +35,8 @@ class TrialProposed:
 
     `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` is the same without
     numbers; `nodes` counts their syntax nodes. `moved` says which numbers differ from the parent's, as places and new
-    values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. The other
-    fields are the proposal's own.
+    values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. It is not
+    judged before it has run on so many `seeds`. The other fields are the proposal's own.
     """
 
     trial: int
@@ -57,11 +57,15 @@ class TrialProposed:
     skeleton: str = ""
     nodes: int | None = None
     moved: tuple[tuple[int, int | float], ...] | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ProposalRefused:
-    """A proposal that never became a trial, and why: the guard refused it, or the researcher `failed` to make one."""
+    """A proposal that never became a trial, and why: the guard refused it, or the researcher `failed` to make one.
+
+    `earlier` is the trial that it repeats.
+    """
 
     tag: str
     idea: str
@@ -70,6 +74,7 @@ class ProposalRefused:
     tokens: int | None = None
     usd: float | None = None
     failed: bool = False
+    earlier: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,32 @@ class Confirmation:
     incumbent: int
     after: int
 
+    @property
+    def words(self) -> str:
+        return f"#{self.trial} was {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenByHand:
+    """Somebody kept or dropped a trial against the judge's verdict: who did it `by` which way, and why.
+
+    `incumbent` is the trial that the next proposal starts from, `after` the last trial before this, and `confirmations`
+    how many of them there were.
+    """
+
+    tag: str
+    trial: int
+    kept: bool
+    incumbent: int
+    by: str
+    why: str
+    after: int
+    confirmations: int
+
+    @property
+    def words(self) -> str:
+        return f"#{self.trial} was {'kept' if self.kept else 'dropped'} by hand ({self.by}: {self.why})"
+
 
 @dataclass(frozen=True, slots=True)
 class TrialDropped:
@@ -211,6 +242,7 @@ Event = (
     | RunEnded
     | Verdict
     | Confirmation
+    | ChosenByHand
     | TrialDropped
     | FileSaved
     | Stopped

@@ -18,6 +18,7 @@ from autoresearch.ledger import lines
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import (
     CampaignStarted,
+    ChosenByHand,
     Confirmation,
     Event,
     GuidanceGiven,
@@ -232,6 +233,7 @@ class Gathered:
         self._refused: dict[str, list[ProposalRefused]] = {}
         self._guidance: dict[str, str] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
+        self._chosen: dict[str, list[ChosenByHand]] = {}
         self._made: dict[str, Campaign] = {}  # campaigns as they were last asked for, unless something changed since
 
     def add(self, event: Event) -> None:
@@ -253,6 +255,9 @@ class Gathered:
                 self._changed(event.tag)
             case Confirmation():
                 self._confirmations.setdefault(event.tag, []).append(event)
+                self._changed(event.tag)
+            case ChosenByHand():
+                self._chosen.setdefault(event.tag, []).append(event)
                 self._changed(event.tag)
             case _:
                 pass
@@ -276,6 +281,7 @@ class Gathered:
             refused=tuple(self._refused.get(tag, ())),
             guidance=self._guidance.get(tag, ""),
             confirmations=tuple(self._confirmations.get(tag, ())),
+            chosen=tuple(self._chosen.get(tag, ())),
         )
         return made
 

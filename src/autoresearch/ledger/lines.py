@@ -10,6 +10,7 @@ import msgspec
 
 from autoresearch.ledger.events import (
     CampaignStarted,
+    ChosenByHand,
     Confirmation,
     Event,
     FileSaved,
@@ -33,6 +34,7 @@ EVENTS: dict[str, type[Event]] = {
     "run_ended": RunEnded,
     "verdict": Verdict,
     "confirmation": Confirmation,
+    "chosen": ChosenByHand,
     "dropped": TrialDropped,
     "file_saved": FileSaved,
     "stopped": Stopped,

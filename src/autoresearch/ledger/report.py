@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import ChosenByHand, Confirmation
 from autoresearch.ledger.records import CrashKind, Score, Status
 
 BASELINE = "baseline"
@@ -153,16 +154,33 @@ def shorten(text: str, length: int) -> str:
 def rows(campaign: Campaign, limit: int | None = None) -> tuple[Row, ...]:
     """Return one row per finished trial, in order, or the last few. The campaign's first is described as the baseline.
 
-    A keep that a confirmation reverted is a discard.
+    A keep that was taken back is a discard.
     """
     first, gone = campaign.trials[0].number if campaign.trials else 0, campaign.taken_back
     asked = campaign.finished[-limit:] if limit else campaign.finished
     found = (row_of(trial, BASELINE if trial.number == first else None) for trial in asked)
-    return tuple(_taken_back(row) if row.number in gone else row for row in found)
+    by_hand = {each.trial: each.why for each in campaign.chosen if each.trial in campaign.standing}
+    return tuple(
+        _taken_back(row, gone[row.number]) if row.number in gone else _kept(row, by_hand.get(row.number))
+        for row in found
+    )
 
 
-def _taken_back(row: Row) -> Row:
-    return replace(row, status=Status.DISCARD, description=f"{row.description} (kept at first, not confirmed)")
+def _taken_back(row: Row, step: Confirmation | ChosenByHand) -> Row:
+    if isinstance(step, Confirmation):
+        how = "not confirmed"
+    elif step.trial == row.number:
+        how = f"dropped by hand: {one_line(step.why)}"
+    else:
+        how = f"then {'kept' if step.kept else 'dropped'} #{step.trial} by hand"
+    return replace(row, status=Status.DISCARD, description=f"{row.description} (kept at first, {how})")
+
+
+def _kept(row: Row, why: str | None) -> Row:
+    """Return the row of a trial that may have been kept by hand."""
+    if why is None or row.status is Status.KEEP:
+        return row
+    return replace(row, status=Status.KEEP, description=f"{row.description} (kept by hand: {one_line(why)})")
 
 
 def reason(trial: Trial) -> str:
@@ -191,6 +209,24 @@ def row_of(trial: Trial, description: str | None = None) -> Row:
         status=status,
         description=f"{text} ({why})" if why else text,
     )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a trial's first complete run was, by its own word: optimizer steps, and tokens trained a second."""
+
+    steps: int | None = None
+    tokens_per_second: float | None = None
+
+
+def pace(trial: Trial) -> Pace:
+    """Return how fast a trial trained."""
+    run = next((run for run in trial.runs if run.score), None)
+    if run is None:
+        return Pace()
+    steps, tokens = (run.summary.get(name) for name in ("num_steps", "total_tokens_M"))
+    speed = 1e6 * tokens / run.training_seconds if tokens and run.training_seconds else None
+    return Pace(round(steps) if steps else run.steps, speed)
 
 
 def unbelieved(trial: Trial) -> float | None:

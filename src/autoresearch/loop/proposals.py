@@ -16,6 +16,7 @@ from autoresearch.ledger.events import GuidanceGiven, ProposalRefused
 from autoresearch.ledger.records import CrashKind, Proposal, Status
 from autoresearch.loop.stages import Stages
 from autoresearch.researchers.guard import check, rules
+from autoresearch.researchers.guard.check import Refusal
 from autoresearch.researchers.interface import Brief, Failure, Researcher
 
 POLL_SECONDS = 0.05
@@ -35,11 +36,15 @@ OUT_OF_MEMORY_ADVICE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A proposal that may run, and who made it. A `stale` one was written for an earlier incumbent."""
+    """A proposal that may run, and who made it. A `stale` one was written for an earlier incumbent.
+
+    It is not judged before it has run on so many `seeds`.
+    """
 
     proposal: Proposal
     researcher: str
     stale: bool = False
+    seeds: int = 1
 
 
 class Desk:
@@ -232,11 +237,12 @@ def admit(
     files = stages.texts(campaign.incumbent.proposed.commit)
     stale = files != dict(written_for)
     rebased = rebase(stages, proposal, written_for, files) if stale else proposal
-    problem = "it was written for an earlier incumbent and does not fit the new one"
+    problem: Refusal | None = Refusal("it was written for an earlier incumbent and does not fit the new one")
     if rebased is not None:
-        proposal, problem = rebased, refusal(stages, campaign, rebased, files) or ""
+        proposal, problem = rebased, refusal(stages, campaign, rebased, files)
     if problem:
-        return _refused(stages, campaign, proposal.idea, problem, researcher, proposal.tokens, proposal.usd)
+        made = _refused(stages, campaign, proposal.idea, problem.reason, researcher, proposal.tokens, proposal.usd)
+        return dataclasses.replace(made, earlier=problem.earlier)
     return Answer(proposal, researcher, stale)
 
 
@@ -282,11 +288,11 @@ def rebase(stages: Stages, proposal: Proposal, old: Mapping[str, str], new: Mapp
     return dataclasses.replace(proposal, files=merged)
 
 
-def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mapping[str, str]) -> str | None:
+def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mapping[str, str]) -> Refusal | None:
     """Why a proposal may not run, for its researcher; None if it may."""
     for path, text in proposal.files.items():
         if rules.reveals(text, files.get(path, ""), stages.redact):
-            return "the proposal contains one of the user's keys"
+            return Refusal("the proposal contains one of the user's keys")
     return check.refusal(proposal, files, campaign.trials, stages.archive.files, stages.editable)
 
 

@@ -59,7 +59,7 @@ def repair(workspace: Workspace, ledger: Ledger, say: Callable[[str], None]) -> 
         branch = f"refs/heads/{workspace.branch(campaign.tag)}"
         if best and git.resolve(workspace.root, branch) is None:
             git.set_ref(workspace.root, branch, best.proposed.commit)
-    say("the lab is whole: continue with `autoresearch run`")
+    say("the lab is whole: `autoresearch run` and `autoresearch try` continue where it stopped")
 
 
 def _repair_trials(workspace: Workspace, ledger: Ledger, trials: Iterable[Trial], say: Callable[[str], None]) -> None:

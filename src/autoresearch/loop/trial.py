@@ -8,6 +8,7 @@ import dataclasses
 from autoresearch.base import atomic
 from autoresearch.base.errors import UserError
 from autoresearch.grading.protocol import ENTRY
+from autoresearch.judging.judge import unfit
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import FileSaved, TrialProposed, Verdict
@@ -27,7 +28,8 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
     while True:
         if trial.runs:
             decision = stages.judge.decide(campaign, trial)
-            if not decision.rerun:
+            wanted = trial.scores and len(trial.scores) < trial.proposed.seeds and not unfit(trial)
+            if not decision.rerun and not wanted:
                 break
         trial = run_once(stages, campaign, trial)
     if decision.status is Status.KEEP and campaign.incumbent is not None:
@@ -75,6 +77,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         expects=proposal.expects,
         repairs=proposal.repairs,
         stale=answer.stale,
+        seeds=answer.seeds,
         skeleton=syntax.skeleton,
         nodes=syntax.nodes,
         moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),

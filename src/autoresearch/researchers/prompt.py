@@ -152,7 +152,7 @@ def plateau(campaign: Campaign) -> str:
     """What to tell a researcher after many trials without a keep; empty before that."""
     idle = 0
     for trial in reversed(campaign.finished):
-        if trial.verdict and trial.verdict.status is Status.KEEP:
+        if campaign.status_of(trial) is Status.KEEP:
             break
         idle += 1
     if idle < PLATEAU:
@@ -168,20 +168,20 @@ def plateau(campaign: Campaign) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished trial and its gain over the best kept before it; None if it cannot be compared."""
+    """A finished trial, its row, and its gain over the best kept before it; None if it cannot be compared."""
 
     trial: Trial
+    row: report.Row
     gain: float | None
     clearly_worse: bool
 
     @property
     def status(self) -> Status:
-        assert self.trial.verdict is not None, "only finished trials have an outcome"
-        return self.trial.verdict.status
+        return self.row.status
 
     def line(self) -> str:
         """The trial on one line: number, status, score, gain, size, idea, and a crash's reason."""
-        row = report.row_of(self.trial)
+        row = self.row
         score = "no score" if row.val_bpb is None else f"{row.val_bpb:.6f}"
         gain = "" if self.gain is None else f" gain {self.gain:+.6f}"
         memory = "" if row.memory_gb is None else f", {row.memory_gb:.1f} GiB"
@@ -194,14 +194,14 @@ def outcomes(campaign: Campaign) -> list[Outcome]:
     """All finished trials except the baseline, in order."""
     best: float | None = None
     found = []
-    for trial in campaign.finished:
+    for trial, row in zip(campaign.finished, report.rows(campaign), strict=True):
         verdict = trial.verdict
         assert verdict is not None, "finished"
         bpb = None if verdict.status in (Status.CRASH, Status.INVALID) else verdict.val_bpb
         gain = None if best is None or bpb is None else best - bpb
         worse = gain is not None and best is not None and -gain > CLEARLY * best
-        found.append(Outcome(trial, gain, worse))
-        if verdict.status is Status.KEEP and bpb is not None and trial.number not in campaign.taken_back:
+        found.append(Outcome(trial, row, gain, worse))
+        if bpb is not None and trial.number in campaign.standing:
             best = bpb if best is None else min(best, bpb)
     return found[1:]
 

@@ -93,14 +93,21 @@ def _finite(event: RunEvent, name: str) -> float | None:
 class LiveView:
     """What `run` shows while it works: on a terminal one live line with verdicts above it, elsewhere plain lines.
 
-    `campaign` is what the ledger held before, so that a continued campaign is compared with its incumbent.
+    `campaign` is what the ledger held before, so that a continued campaign is compared with its incumbent. `then` says
+    what to do next after it stopped.
     """
 
     def __init__(
-        self, console: Console, campaign: Campaign | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        campaign: Campaign | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        then: str = "",
     ) -> None:
         self._console = console
         self._clock = clock
+        self._then = then
         self._on_terminal = console.is_terminal and not console.is_dumb_terminal
         self._live: Live | None = None
         self._work: Work | None = None
@@ -159,7 +166,8 @@ class LiveView:
             case Stopped():
                 self._work = None
                 self._tell(label("stopped", event.reason, "bold"))
-                self._tell(label("next", "continue with `autoresearch run`, look at it with `autoresearch report`"))
+                if self._then:
+                    self._tell(label("next", self._then))
 
     def _refuse(self, event: ProposalRefused) -> None:
         """One line: why a proposal did not become a trial."""

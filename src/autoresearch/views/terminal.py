@@ -22,16 +22,21 @@ from autoresearch.ledger.records import Comparable, Status
 from autoresearch.ledger.report import Gain, Report, Row, Step, one_line, plain, reason
 from autoresearch.views.lines import COLORS, LABEL_WIDTH, UNTOLD, gain_text, label, say, set_up
 
+GO_ON = {
+    "run": "continue with `autoresearch run`",
+    "try": "change train.py, then continue with `autoresearch try -m IDEA`",
+}
+
 # ---------------------------------------------------------------- status, log
 
 
 def show_status(found: Overview, running: bool, console: Console) -> None:
     """Where the campaign stands, in a few lines. `running` says whether a loop holds the lab."""
     started = found.started
-    loop = "at work" if running else "not running: continue with `autoresearch run`"
+    loop = "at work" if running else f"not running: {GO_ON['try' if found.researcher == 'try' else 'run']}"
     say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{started.tag}"))
     say(console, label("set-up", set_up(started)), *_class(found.comparable))
-    say(console, *_counts(found.report), *standing_lines(found.standing))
+    say(console, *counts(found.report), *standing_lines(found.standing))
     if found.under_way:
         say(console, label("under way", f"#{found.under_way.trial} {found.under_way.idea}"))
     if found.tokens or found.refused:
@@ -77,25 +82,6 @@ def show_log(
 
 
 # ---------------------------------------------------------------- one trial
-
-
-def show_result(result: Mapping[str, object], console: Console) -> None:
-    """What `try` answers: the verdict with its numbers, and what to do next."""
-    status, memory = result["status"], result.get("memory_gb")
-    found = ((name, result.get(name)) for name in ("val_bpb", "best"))
-    numbers = [f"{name} {value:.6f}" for name, value in found if isinstance(value, int | float)]
-    numbers += [f"{memory:.2f} GB"] if isinstance(memory, int | float) else []
-    head = (
-        f"trial {result['trial']}: {status}"
-        if status
-        else "nothing to try: your files are the same as the best version"
-    )
-    say(console, Text(f"{head} ({', '.join(numbers)})", COLORS[Status(str(status))] if status else ""))
-    if status:
-        say(console, label("why", str(result["reason"])))
-    if result.get("notice"):
-        say(console, label("notice", str(result["notice"]), "yellow"))
-    say(console, label("next", str(result["next"])))
 
 
 def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classes: str | None = None) -> None:
@@ -192,7 +178,7 @@ def show_report(
         say(console, label("set-up", set_up(started)), *_class(comparable))
     else:
         say(console, label("class", UNTOLD))
-    say(console, *_counts(report), *standing_lines(standing))
+    say(console, *counts(report), *standing_lines(standing))
     if standing and standing.generalization:
         found = standing.generalization
         over = f"over {found.seeds} fresh seeds" if found.seeds else "by one run of each, the one that selected it"
@@ -236,12 +222,13 @@ def measured(best: Measured) -> str:
     return f"{best.val_bpb:.4f} ± {best.margin:.4f} #{best.trial} ({best.certainty.value})"
 
 
-def _counts(report: Report) -> list[Text]:
+def counts(report: Report) -> list[Text]:
+    """How many trials ended how, and the best beside the baseline."""
     if not report.trials:
         return [label("trials", "none is finished yet")]
     pace = f" ({report.trials_per_hour:.1f} an hour)" if report.trials_per_hour else ""
-    counts = ", ".join(f"{count} {status}" for status, count in report.counts.items())
-    lines = [label("trials", f"{report.trials}: {counts}{pace}")]
+    each = ", ".join(f"{count} {status}" for status, count in report.counts.items())
+    lines = [label("trials", f"{report.trials}: {each}{pace}")]
     if report.disturbed:
         runs = "1 run was" if report.disturbed == 1 else f"{report.disturbed} runs were"
         lines.append(label("disturbed", f"{runs} made again: the machine was busy or slow meanwhile", "yellow"))

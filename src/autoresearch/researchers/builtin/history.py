@@ -116,7 +116,7 @@ def pasts_of(campaign: Campaign) -> list[Past]:
                 chain=chains[trial.number],
                 level=score / base - 1 if score is not None and base else None,
                 change=score / before - 1 if score is not None and before else None,
-                kept=status is Status.KEEP and trial.number not in campaign.taken_back,
+                kept=trial.number in campaign.standing,
                 crashed=status in (Status.CRASH, Status.INVALID),
                 runs=max(len(trial.runs), 1),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Proposal
@@ -12,25 +13,37 @@ from autoresearch.researchers.guard.rules import broken_rule
 Files = Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a proposal may not run, and the trial that it repeats, if it does."""
+
+    reason: str
+    earlier: int | None = None
+
+
 def refusal(
     proposal: Proposal,
     incumbent: Files,
     trials: Sequence[Trial],
     files_of: Callable[[int], Files],
     editable: Collection[str],
-) -> str | None:
+) -> Refusal | None:
     """Why a proposal on the incumbent's files may not run, with the earlier trial's result; None if it may.
 
     `files_of` gives the editable files that a trial ran with, or nothing if they are unknown.
     """
     by_fingerprint = {trial.proposed.fingerprint: trial for trial in trials}
+    found: list[int] = []
 
     def tried(mark: str) -> str | None:
-        return outcome(by_fingerprint[mark]) if mark in by_fingerprint else None
+        if mark not in by_fingerprint:
+            return None
+        found.append(by_fingerprint[mark].number)
+        return outcome(by_fingerprint[mark])
 
     if problem := broken_rule(proposal, incumbent, tried, editable):
-        return problem
+        return Refusal(problem, *found)
     if proposal.repairs is not None:
         return None
-    candidate = {**incumbent, **proposal.files}
-    return near_duplicate(candidate, trials, files_of)
+    near = near_duplicate({**incumbent, **proposal.files}, trials, files_of)
+    return Refusal(near.reason, near.trial) if near else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Trial
@@ -15,7 +16,15 @@ Files = Mapping[str, str]
 Numbers = Mapping[int, float]  # the numbers of a program by their place in its syntax
 
 
-def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable[[int], Files]) -> str | None:
+@dataclass(frozen=True)
+class Near:
+    """A trial that a program repeats, nearly, and in which way."""
+
+    trial: int
+    reason: str
+
+
+def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable[[int], Files]) -> Near | None:
     """Why a program counts as tried: a scored one differs only in a few numbers, by less than NEAR.
 
     Such a difference drowns in the noise of one run, and a difference of seeds alone is that noise. None if there is no
@@ -23,11 +32,11 @@ def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable
     """
     own = syntax(candidate)
     same = [trial for trial in trials if trial.proposed.skeleton == own.skeleton]
-    problem = None
+    near = None
     for trial, other in differences(own.numbers, same, files_of, most=max(FEW, len(own.seed_places))):
-        if other and trial.val_bpb is not None:
-            problem = too_close(own, other, trial) or problem
-    return problem
+        if other and trial.val_bpb is not None and (reason := too_close(own, other, trial)):
+            near = Near(trial.number, reason)
+    return near
 
 
 def too_close(own: Syntax, other: Numbers, trial: Trial) -> str | None:

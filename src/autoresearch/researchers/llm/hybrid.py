@@ -103,7 +103,7 @@ def tunings(brief: Brief) -> Iterator[Tuning]:
 
 def base(trial: Trial, past: tuple[Trial, ...], brief: Brief) -> Mapping[str, str]:
     """The files to tune in: the incumbent's if the idea was kept, its own if it was a near miss, else none."""
-    if any(each.verdict and each.verdict.status is Status.KEEP for each in (trial, *past)):
+    if any(brief.campaign.status_of(each) is Status.KEEP for each in (trial, *past)):
         return brief.files
     outcome = next((each for each in outcomes(brief.campaign) if each.trial.number == trial.number), None)
     failed = outcome is not None and outcome.status in (Status.CRASH, Status.INVALID)

@@ -102,7 +102,7 @@ class LlmResearcher:
         if problem := check.refusal(
             proposal, brief.files, brief.campaign.trials, brief.archive.files, tuple(brief.files)
         ):
-            raise ReplyError(problem)
+            raise ReplyError(problem.reason)
         return proposal
 
     def _as_proposal(self, reply: Reply, failure: Failure | None) -> Proposal:
