@@ -28,7 +28,7 @@ RESEARCHERS = ROOT / "docs" / "researchers.md"
 JUDGE = ROOT / "docs" / "judge.md"
 COMMANDS = (
     *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
-    *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample"),
+    *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample", "keep", "drop"),
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import toy_lab
+from autoresearch.lab import presets
 from autoresearch.lab.presets import SHIPPED
 
 PROGRAM = (SHIPPED / "program.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def call(lab: Path, command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=lab, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0 or words[1] == "doctor", done.stderr
+    assert done.returncode == 0 or words[1] == "doctor", done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
 
@@ -43,7 +44,7 @@ def call(lab: Path, command: str) -> str:
 def test_an_agent_that_follows_the_text_gets_through_it(lab: Path) -> None:
     commands = taught()
     idea = next(command for command in commands if command.startswith('autoresearch try -m "'))
-    set_up = commands[: commands.index("autoresearch try -m baseline") + 1]
+    set_up = commands[commands.index("autoresearch doctor") : commands.index("autoresearch try -m baseline") + 1]
     assert [command.split()[1] for command in set_up] == ["doctor", "prepare", "try"]
     said = [call(lab, command) for command in set_up]
     assert "best 5.000000" in said[-1]
@@ -55,8 +56,20 @@ def test_an_agent_that_follows_the_text_gets_through_it(lab: Path) -> None:
             subprocess.run(shlex.split(restore[0]), cwd=lab, check=True)
             assert "X = 2.0" in (lab / "train.py").read_text()
     assert "keep" in answer
-    for command in set(commands) - {*set_up, idea}:
-        assert call(lab, command).strip(), command
+    for command in dict.fromkeys(commands):
+        if command not in (*set_up, idea, "autoresearch try"):
+            assert call(lab, command).strip(), command
+
+
+def test_a_new_lab_tells_how_long_a_trial_takes_in_it(tmp_path: Path) -> None:
+    for budget, run, baseline in (
+        (None, "about 6 minutes here", "about 18 minutes"),
+        (20, "about 1 minute here", "2 minutes"),
+    ):
+        presets.create(lab := tmp_path / f"lab{budget}", presets.presets()["cpu"], budget)
+        text = (lab / "program.md").read_text()
+        assert f"A `try` takes {run}" in text
+        assert baseline in text
 
 
 def test_the_text_names_the_files_that_there_are(lab: Path) -> None:

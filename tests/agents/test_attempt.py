@@ -218,7 +218,7 @@ def test_a_refusal_names_the_earlier_trial_and_what_to_do_and_not_the_loop(lab: 
 
 def test_frozen_edits_and_bad_syntax_are_refused_before_a_baseline_is_trained(lab: Path) -> None:
     (lab / "prepare.py").write_text(toy_lab.PREPARE + "# mine\n")
-    with pytest.raises(NotTried, match="prepare.py may not change"):
+    with pytest.raises(NotTried, match=r"prepare\.py may not change"):
         attempt(lab)
     (lab / "prepare.py").write_text(toy_lab.PREPARE)
     (lab / "train.py").write_text("X = (")

@@ -61,7 +61,7 @@ CRASHED = trial(3, "batch 7", None, Status.CRASH, Crash(CrashKind.PYTHON_ERROR, 
 
 def test_a_pipe_gets_a_line_at_each_start_and_verdict() -> None:
     out = console()
-    with LiveView(out) as view:
+    with LiveView(out, then="go on") as view:
         for event in [STARTED, *events(BASELINE), *events(KEPT), *events(WORSE), *events(CRASHED)]:
             view.event(event)
         view.event(ProposalRefused("nov21", "softcap 20", "tried as trial 2"))
@@ -80,7 +80,7 @@ def test_a_pipe_gets_a_line_at_each_start_and_verdict() -> None:
         '     File "train.py", line 3, in f',
         "refused: softcap 20 (tried as trial 2)",
         "stopped     made 4 trials",
-        "next        continue with `autoresearch run`, look at it with `autoresearch report`",
+        "next        go on",
     ]
 
 

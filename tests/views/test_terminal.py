@@ -14,7 +14,7 @@ from autoresearch.lab.sizing.planner import Goal, Measurement, Setting, plan_of
 from autoresearch.lab.sizing.planner import Row as FitRow
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Crash, CrashKind, Status
-from autoresearch.ledger.report import rows, summarize
+from autoresearch.ledger.report import Pace, rows, summarize
 from autoresearch.ledger.results_tsv import from_tsv
 from autoresearch.views import setup, terminal
 from published import PUBLISHED, campaign, trial
@@ -41,12 +41,20 @@ def crashed() -> Trial:
 
 def test_the_log_lists_every_trial_with_the_newest_last() -> None:
     out = console()
-    terminal.show_log(from_tsv(PUBLISHED, "x"), out)
+    terminal.show_log(from_tsv(PUBLISHED, "x"), out, {6: Pace(), 9: Pace(1812, 46_000.4)})
     lines = printed(out).splitlines()
-    assert lines[0].split() == ["trial", "commit", "val_bpb", "GB", "status", "description"]
+    assert lines[0].split() == ["trial", "commit", "val_bpb", "GB", "steps", "tokens/s", "status", "description"]
     assert lines[1].split() == ["0", "baseline", "0.997900", "44.0", "keep", "baseline"]
     assert lines[7].split()[:3] == ["6", "e05a87d", "crash"]
-    assert lines[-1].startswith("    9  58b8b7a   0.972350  60.2  discard")
+    assert lines[-1].startswith("    9  58b8b7a  0.972350  60.2    1,812    46,000  discard")
+
+
+def test_a_log_in_a_pipe_has_one_line_a_trial_however_long_its_idea() -> None:
+    out = console()
+    terminal.show_log(
+        rows(campaign(trial(0, "baseline", 1.5, Status.KEEP), trial(1, "x " * 99, 1.4, Status.KEEP))), out
+    )
+    assert len(printed(out).splitlines()) == 1 + 2
 
 
 def test_a_log_without_trials_says_so() -> None:
@@ -66,13 +74,16 @@ def test_a_trial_is_shown_with_numbers_patch_and_paths() -> None:
     assert [word for word in wanted if word not in said] == []
 
 
-def test_each_run_of_a_trial_has_its_column() -> None:
+def test_each_run_of_a_trial_has_its_line() -> None:
     out = console()
     shown = trial(1, "x", 1.4, Status.KEEP)
     other = dataclasses.replace(shown.runs[0], run=1, seed=43, exit_code=None)
     terminal.show_trial(dataclasses.replace(shown, runs=(*shown.runs, other)), "", "", out)
-    lines = {line.split()[0]: line.split()[1:] for line in printed(out).splitlines() if line.split()}
-    assert lines["seed"] == ["42", "43"]
+    lines = [line.split() for line in printed(out).splitlines()]
+    head = next(line for line in lines if "seed" in line)
+    runs = [line for line in lines[lines.index(head) + 1 :] if line[:1] in (["0"], ["1"])]
+    assert [line[head.index("seed")] for line in runs] == ["42", "43"]
+    assert "deadline" in runs[1]
 
 
 def test_a_trial_that_never_ran_is_shown() -> None:
@@ -111,7 +122,7 @@ def test_a_patch_is_colored_on_a_terminal_only() -> None:
 
 def test_the_report_names_best_gain_and_near_misses() -> None:
     out = console()
-    terminal.show_report(summarize(from_tsv(PUBLISHED, "x"), 3600.0), out)
+    terminal.show_report(summarize(from_tsv(PUBLISHED, "x"), 3600.0, noise=0.002), out)
     said = printed(out)
     wanted = ["10: 5 keep, 4 discard, 1 crash (10.0 an hour)", "0.972097 #8 97dda85, -0.0258 (-2.59 %), one run each"]
     wanted += ["-0.011859  0.986041  #1", "+0.000694  0.981895  #5"]

@@ -13,6 +13,7 @@ from rich.console import Console
 from autoresearch.agents.answers import Answers
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
+from autoresearch.judging import audit as auditing
 from autoresearch.judging import claims, comparability
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report, results_tsv
@@ -49,8 +50,9 @@ def log(
         print_json(beside.history(limit, tag, full=True))
         return
     campaign = beside.campaign(tag)
-    disturbed = Counter(run.trial for run in campaign.disturbed)
-    terminal.show_log(report.rows(campaign, limit), Console(), comparability.names(campaign), disturbed)
+    rows, disturbed = report.rows(campaign, limit), Counter(run.trial for run in campaign.disturbed)
+    paces = {trial.number: report.pace(trial) for trial in campaign.finished[len(campaign.finished) - len(rows) :]}
+    terminal.show_log(rows, Console(), paces, comparability.names(campaign), disturbed)
 
 
 def show(
@@ -84,7 +86,7 @@ def report_(
     against: Annotated[str | None, typer.Option(help="Another campaign to compare the best result with.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Summarize the campaign: baseline, best, kept trials and near misses. Writes progress.png next to the results.
+    """Summarize the campaign: baseline, best, kept trials and near misses. Draws progress.png in the lab.
 
     With --against, compares its best result with that of another campaign, if device, preset, frozen files and data are
     the same.
@@ -104,11 +106,11 @@ def report_(
             show_report(workspace, campaign, Console())
         return
     rows = read_results(results)
+    summary = report.summarize(rows, noise=auditing.noise_of(rows))
     if as_json:
-        print_json({**dataclasses.asdict(report.summarize(rows)), "class": None})
+        print_json({**dataclasses.asdict(summary), "class": None})
     else:
-        terminal.show_report(report.summarize(rows), Console())
-        _draw(rows, results.with_name("progress.png"), results.name)
+        terminal.show_report(summary, Console())
 
 
 def _compare(results: Path | None, lab: Path, tag: str | None, against: str, *, as_json: bool) -> None:

@@ -187,6 +187,14 @@ def estimated(table: Sequence[Row]) -> tuple[Noise, tuple[str, ...]]:
     return Noise(math.sqrt(squares / freedom), freedom), tuple(evidence)
 
 
+def noise_of(rows: Iterable[Row]) -> float:
+    """The noise of a run by a table's near-duplicates, as its standard deviation; 0 if no rows reveal it."""
+    try:
+        return audit(rows, needed=0.0, advance=0.5).sigma
+    except UserError:
+        return 0.0
+
+
 def _same_programs(table: Sequence[Row]) -> Iterator[tuple[list[float], str]]:
     """The scores of each program that was run more than once, according to the rows' descriptions."""
     programs, first = defaultdict[int, list[Row]](list), dict[int, int]()

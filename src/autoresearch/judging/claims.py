@@ -14,12 +14,13 @@ from autoresearch.judging import confirmation, judge, posterior
 from autoresearch.judging.noise import Noise
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.records import Outcome
+from autoresearch.ledger.records import Outcome, Status
 from autoresearch.ledger.report import Certainty, Gain, Generalization, Report, Step
 
 CONFIDENCE = 0.975  # quantile: intervals are two-sided, at 95 %
 RESOLVABLE = 0.005  # share of val_bpb: a gain that a search should be able to tell from luck
 POWER = 0.8
+LIKELY = 0.3  # a discard with a higher probability of being large enough is a near miss
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def progress(campaign: Campaign) -> tuple[Step, ...]:
 def summary(campaign: Campaign) -> Report:
     """The campaign's summary. Its best is the incumbent, and every gain is that of `progress`."""
     made = report.summarize(report.rows(campaign), report.run_seconds(campaign))
-    made = replace(made, disturbed=len(campaign.disturbed))
+    made = replace(made, disturbed=len(campaign.disturbed), near_misses=_near_misses(campaign))
     steps = progress(campaign)
     best = _last(campaign, steps)
     if best is None or made.baseline is None:
@@ -122,6 +123,24 @@ def summary(campaign: Campaign) -> Report:
         frontier=steps,
         biggest=report.largest(step for step in steps[1:] if step.gain > 0),
     )
+
+
+def _near_misses(campaign: Campaign) -> tuple[Step, ...]:
+    """The discards that may be as good as what they were compared with, the most promising first.
+
+    Their believed gain is less than a run's noise below zero, or the probability that it is large enough is not small.
+    """
+    if not judge.scored(campaign):
+        return ()
+    sigma, found = judge.noise_of(campaign).sigma, []
+    for trial in campaign.finished:
+        estimate = trial.verdict.estimate if trial.verdict else None
+        if estimate is None or campaign.status_of(trial) is not Status.DISCARD or trial.val_bpb is None:
+            continue
+        if estimate.gain > -sigma or estimate.probability > LIKELY:
+            row = report.row_of(trial)
+            found.append(Step(row.number, row.commit, trial.val_bpb, estimate.gain, row.description))
+    return report.largest(found)
 
 
 def best_of(campaign: Campaign) -> Measured | None:

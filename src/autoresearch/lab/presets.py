@@ -14,6 +14,8 @@ from autoresearch.base.errors import UserError
 
 SHIPPED = Path(__file__).parent / "template"
 COMMENTS_AT = 26  # the column of program.md's comments
+# What a run takes beside its budget: start-up, grading, and what is between runs (benchmarks/dead_time.py).
+AROUND, START_SECONDS = 1.1, 20.0
 IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
 
 
@@ -50,11 +52,11 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: choose another name for the lab")
     git.version()  # fails now, not halfway, if there is no git
-    budget = {} if budget_seconds is None else {"TIME_BUDGET": budget_seconds}
+    changed = {} if budget_seconds is None else {"TIME_BUDGET": budget_seconds}
     files = {
-        "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **budget}),
+        "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **changed}),
         "train.py": fill(_shipped("train.py"), {**preset.train, **preset.improved}),
-        "program.md": _program(preset),
+        "program.md": _program(preset, budget_seconds or budget(_shipped("prepare.py"))),
         ".gitignore": IGNORED,
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -64,10 +66,18 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
     git.commit_all(directory, f"A lab of preset {preset.name}")
 
 
-def _program(preset: Preset) -> str:
-    """The shipped program.md with the preset's name, which tells results apart, and its time to start up."""
-    named = re.sub(r"(?m)^preset: *(?=#)", f"preset: {preset.name}".ljust(COMMENTS_AT), _shipped("program.md"))
-    return re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", named)
+def _program(preset: Preset, budget_seconds: float) -> str:
+    """The shipped program.md with the preset's name, which tells results apart, its time to start up, and how long a
+    trial takes."""
+    text = re.sub(r"(?m)^preset: *(?=#)", f"preset: {preset.name}".ljust(COMMENTS_AT), _shipped("program.md"))
+    text = re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", text)
+    run = budget_seconds * AROUND + START_SECONDS
+    return text.replace("about 6 minutes here", f"{_about(run)} here").replace("about 18 minutes", _about(3 * run))
+
+
+def _about(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes} minute{'s' * (minutes > 1)}"
 
 
 def _shipped(name: str) -> str:

@@ -75,8 +75,8 @@ class Report:
     and `certainty` how it is known.
 
     `frontier` holds the steps of the running best, `biggest` the largest of them, `near_misses` the discards that came
-    closest to the best of their time, best first. Without a kept trial all are empty or None. `disturbed` counts the
-    runs that were made again.
+    closest to the best of their time, best first: within the noise of a run, and none if that is unknown. Without a
+    kept trial all are empty or None. `disturbed` counts the runs that were made again.
     """
 
     trials: int
@@ -237,8 +237,9 @@ def unbelieved(trial: Trial) -> float | None:
 # ---------------------------------------------------------------- summary
 
 
-def summarize(rows: Iterable[Row], seconds: float | None = None) -> Report:
-    """Return the summary. `seconds` is the time that the rows' runs took, if known."""
+def summarize(rows: Iterable[Row], seconds: float | None = None, noise: float = 0.0) -> Report:
+    """Return the summary. `seconds` is the time that the rows' runs took, if known, `noise` the standard deviation of a
+    run's val_bpb."""
     table = tuple(rows)
     kept, discarded = _steps(table)
     frontier = tuple(step for index, step in enumerate(kept) if index == 0 or step.gain > 0)
@@ -256,7 +257,7 @@ def summarize(rows: Iterable[Row], seconds: float | None = None) -> Report:
         gain_percent=None if gain is None else 100 * gain / frontier[0].val_bpb,
         frontier=frontier,
         biggest=largest(frontier[1:]),
-        near_misses=largest(discarded),
+        near_misses=largest(step for step in discarded if step.gain > -noise),
         crash_kinds=dict(crashed.most_common()),
         trials_per_hour=3600 * len(table) / seconds if seconds else None,
     )

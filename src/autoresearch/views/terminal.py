@@ -18,9 +18,9 @@ from autoresearch.agents.overview import Overview
 from autoresearch.judging.claims import Measured, Standing
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.events import CampaignStarted, RunEnded
-from autoresearch.ledger.records import Comparable, Status
-from autoresearch.ledger.report import Gain, Report, Row, Step, one_line, plain, reason
-from autoresearch.views.lines import COLORS, LABEL_WIDTH, UNTOLD, gain_text, label, say, set_up
+from autoresearch.ledger.records import Comparable, Purpose, Status
+from autoresearch.ledger.report import Gain, Pace, Report, Row, Step, one_line, plain, reason
+from autoresearch.views.lines import COLORS, UNTOLD, gain_text, label, say, set_up
 
 GO_ON = {
     "run": "continue with `autoresearch run`",
@@ -54,31 +54,54 @@ def _class(comparable: Comparable | None) -> list[Text]:
 def show_log(
     rows: Iterable[Row],
     console: Console,
+    paces: Mapping[int, Pace] = MappingProxyType({}),
     classes: str | None = None,
     disturbed: Mapping[int, int] = MappingProxyType({}),
 ) -> None:
-    """The trials as a table, newest last, and the classes of their runs. `disturbed` counts a trial's runs that were
-    made again."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("trial", "commit", "val_bpb", "GB"):
-        table.add_column(name, justify="left" if name == "commit" else "right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("description", overflow="fold")
-    for row in rows:
-        score = "" if row.val_bpb is None else f"{row.val_bpb:.6f}"
-        memory = "" if row.memory_gb is None else f"{row.memory_gb:.1f}"
-        status = Text(row.status.value, COLORS[row.status])
-        cells = (str(row.number), row.commit, score, memory)
-        said = Text(one_line(row.description))
-        if again := disturbed.get(row.number):
-            said.append(f" ({again} disturbed run{'s' * (again > 1)} made again)", "yellow")
-        table.add_row(*(Text(one_line(cell)) for cell in cells), status, said)
-    if table.row_count:
-        console.print(table)
-    else:
+    """The trials, newest last, and the classes of their runs: a table on a terminal, elsewhere a line a trial.
+
+    `paces` says how fast a trial trained. `disturbed` counts a trial's runs that were made again.
+    """
+    lines = [_cells(row, paces.get(row.number, Pace()), disturbed.get(row.number, 0)) for row in rows]
+    if not lines:
         say(console, Text("no trial is finished yet"))
+    elif console.is_terminal:
+        console.print(_log_table(lines))
+    else:
+        for line in ((*LOG_HEAD,), *lines):
+            say(console, Text("  ").join(cell if isinstance(cell, Text) else Text(cell) for cell in line))
     if classes:
         say(console, label("class", classes))
+
+
+LOG_HEAD = ("trial", "commit ", " val_bpb", "  GB", "  steps", "tokens/s", "status ", "description")
+
+
+def _cells(row: Row, pace: Pace, again: int) -> tuple[str | Text, ...]:
+    """A row below LOG_HEAD, as wide as that."""
+    numbers = (
+        str(row.number),
+        row.commit,
+        "" if row.val_bpb is None else f"{row.val_bpb:.6f}",
+        "" if row.memory_gb is None else f"{row.memory_gb:.1f}",
+        "" if pace.steps is None else f"{pace.steps:,}",
+        "" if pace.tokens_per_second is None else f"{pace.tokens_per_second:,.0f}",
+    )
+    said = Text(one_line(row.description))
+    if again:
+        said.append(f" ({again} disturbed run{'s' * (again > 1)} made again)", "yellow")
+    padded = (one_line(cell).rjust(len(name)) for cell, name in zip(numbers, LOG_HEAD, strict=False))
+    return (*padded, Text(f"{row.status.value:<7}", COLORS[row.status]), said)
+
+
+def _log_table(lines: Iterable[tuple[str | Text, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in LOG_HEAD[:-1]:
+        table.add_column(name, no_wrap=True)
+    table.add_column(LOG_HEAD[-1])
+    for line in lines:
+        table.add_row(*line)
+    return table
 
 
 # ---------------------------------------------------------------- one trial
@@ -101,8 +124,8 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classe
         console.print(_runs_table(trial))
     if classes:
         say(console, label("class", classes))
-    for run in trial.runs:
-        say(console, label("log", run.log), label("curve", run.curve))
+    if trial.runs:
+        say(console, label("log", trial.runs[-1].log), label("curve", trial.runs[-1].curve))
     for run in trial.every_run:
         if run.disturbed:
             what = "set aside" if run.set_aside else "judged all the same"
@@ -126,16 +149,14 @@ def _outcome(trial: Trial) -> Text:
 
 
 def _runs_table(trial: Trial) -> Table:
-    """A line for each quantity, a column for each run."""
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="dim", min_width=LABEL_WIDTH - 2, no_wrap=True)
-    for _ in trial.runs:
-        table.add_column(justify="right", no_wrap=True)
-    columns = [_run_numbers(run) for run in trial.runs]
-    for name in columns[0]:
-        cells = [column[name] for column in columns]
-        if any(cells):
-            table.add_row(name, *cells)
+    """A line for each run, a column for each quantity that any of them has."""
+    every = [_run_numbers(run) for run in trial.runs]
+    names = [name for name in every[0] if any(numbers[name] for numbers in every)]
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for numbers in every:
+        table.add_row(*(numbers[name] for name in names))
     return table
 
 
@@ -145,16 +166,16 @@ def _run_numbers(run: RunEnded) -> dict[str, str]:
 
     return {
         "run": str(run.run),
+        "for": "" if run.purpose is Purpose.TRIAL else run.purpose.value,
         "seed": str(run.seed),
         "val_bpb": shown(run.score.val_bpb if run.score else None, "{:.6f}"),
-        "training": shown(run.training_seconds, "{:.1f} s"),
-        "start-up": shown(run.startup_seconds, "{:.1f} s"),
-        "wall": shown(run.wall_seconds, "{:.1f} s"),
-        "memory": shown(run.memory_gb, "{:.2f} GB"),
         "steps": shown(run.summary.get("num_steps"), "{:,.0f}"),
         "tokens": shown(run.summary.get("total_tokens_M"), "{:,.1f} M"),
-        "parameters": shown(run.summary.get("num_params_M"), "{:,.1f} M"),
-        "exit code": "deadline" if run.exit_code is None else str(run.exit_code),
+        "start-up": shown(run.startup_seconds, "{:.1f} s"),
+        "training": shown(run.training_seconds, "{:.1f} s"),
+        "wall": shown(run.wall_seconds, "{:.1f} s"),
+        "memory": shown(run.memory_gb, "{:.2f} GB"),
+        "exit": {None: "deadline", 0: ""}.get(run.exit_code, str(run.exit_code)),
     }
 
 
