@@ -301,7 +301,7 @@ def test_every_view_shows_the_class(two: Path, call: Cli) -> None:
         found = json.loads(call(*command, "--lab", two, "--json")[1])
         assert (found[-1] if command == ["log"] else found)["class"] == name
     beside = Answers(Workspace.open(two))
-    assert {row["class"] for row in beside.history()} == {name}
+    assert {row["class"] for row in beside.history(full=True)} == {name}
     assert beside.status()["class"] == name
 
 

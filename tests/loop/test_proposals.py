@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 import toy_lab
-from autoresearch.base.errors import Exhausted, NoProposal
+from autoresearch.base.errors import Exhausted, NoProposal, UserError
 from autoresearch.ledger.campaign import Campaign
-from autoresearch.ledger.events import Event, GuidanceGiven, ProposalRefused, TrialProposed
-from autoresearch.ledger.records import CrashKind, Proposal, Status
+from autoresearch.ledger.events import Event, GuidanceGiven, ProposalRefused, RunStarted, TrialProposed
+from autoresearch.ledger.records import CrashKind, Proposal, Purpose, Status
 from autoresearch.loop import proposals
 from autoresearch.loop.loop import run_campaign
 from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief
 from conftest import proposal, stages
+from judged import posterior_judge
 
 QUICK = Policy(longest_pause_seconds=0.01)
 
@@ -74,8 +75,45 @@ def test_a_researcher_that_hangs_is_told_and_the_fallback_carries_on(
         awake.set()
     assert "has not answered" in refusals(lab)[0]
     assert [trial.proposed.researcher for trial in campaign(lab).trials[1:]] == ["heading", "heading"]
-    # Three failures bring the fallback in; then one more is enough.
-    assert len(refusals(lab)) == 4
+    assert len(refusals(lab)) == 2, "one for each trial: the fallback comes in at once, and then it is asked again"
+
+
+def test_a_server_that_fails_is_replaced_at_once_and_asked_again_after_each_trial(lab: Path) -> None:
+    answers: list[Any] = [NoProposal("no connection", failed=True), NoProposal("no connection", failed=True)]
+
+    def answer(brief: Brief) -> Proposal:
+        if answers:
+            raise answers.pop(0)
+        return proposal(1.1, "back again")
+
+    run_campaign(stages(lab, researcher=Calling(answer, "model"), fallback=Heading(), policy=QUICK), "t", trials(3))
+    assert [trial.proposed.researcher for trial in campaign(lab).trials[1:]] == ["heading", "heading", "model"]
+    assert refusals(lab) == ["no connection"] * 2
+
+
+def test_a_pending_confirmation_comes_after_the_first_proposal_of_another_researcher(lab: Path) -> None:
+    judge = posterior_judge(confirm_every=1, baseline_seeds=1, max_runs=1)
+    run_campaign(stages(lab, researcher=Heading(), judge=judge), "t", trials(2), confirming=False)
+    assert campaign(lab).untested
+    events: list[Event] = []
+    other = Calling(lambda brief: proposal(1.4, "another one"), "another")
+    run_campaign(stages(lab, researcher=other, judge=judge, events=events), "t", trials(1))
+    runs = [event.purpose for event in events if isinstance(event, RunStarted)]
+    assert runs[0] is Purpose.TRIAL
+    assert Purpose.CONFIRM in runs
+
+
+def test_a_researcher_that_cannot_be_reached_is_told_before_anything_runs(lab: Path) -> None:
+    class Away(Heading):
+        def check(self, *, online: bool = False) -> None:
+            raise UserError("nothing answers: start it")
+
+    with pytest.raises(UserError, match="nothing answers: start it"):
+        run_campaign(stages(lab, researcher=Away()), "t", trials(1))
+    assert stages(lab).ledger.campaign("t") is None
+    run_campaign(stages(lab, researcher=Heading()), "t", trials(1))
+    run_campaign(stages(lab, researcher=Away()), "t", trials(1))
+    assert len(campaign(lab).finished) == 3, "once it has proposed, that is an outage, which passes"
 
 
 def test_a_late_answer_is_still_taken(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_lost_first_commit_is_the_users_to_bring_back(searched: Path) -> None:
 def test_a_whole_lab_is_left_as_it_is(searched: Path) -> None:
     before = {path: path.read_bytes() for path in searched.rglob("*") if path.is_file() and "loop." not in path.name}
     done = doctor(searched)
-    assert done.stdout == "the lab is whole: continue with `autoresearch run`\n"
+    assert done.stdout.startswith("the lab is whole: ")
     after = {path: path.read_bytes() for path in searched.rglob("*") if path.is_file() and "loop." not in path.name}
     assert after == before
 

@@ -286,6 +286,29 @@ def test_a_refused_connection_is_one_clear_sentence(make: Callable[..., LlmResea
             make(url, deadline_seconds=1.0).propose(brief)
 
 
+def test_a_server_that_is_gone_is_left_alone_after_seconds(make: Callable[..., LlmResearcher], brief: Brief) -> None:
+    began = time.monotonic()
+    with pytest.raises(NoProposal, match="no connection") as caught:
+        make("http://127.0.0.1:9", deadline_seconds=900.0).propose(brief)
+    assert caught.value.failed
+    assert time.monotonic() - began < 60
+
+
+def test_a_model_that_cannot_be_reached_is_told_with_what_to_start(make: Callable[..., LlmResearcher]) -> None:
+    with pytest.raises(UserError, match=r"nothing answers at http://127\.0\.0\.1:9/v1.*`ollama pull x`"):
+        make("http://127.0.0.1:9", "ollama:x").check()
+    with pytest.raises(UserError, match=r"nothing answers at .*base_url"):
+        make("http://127.0.0.1:9").check()
+    with model_server(Say("ready")) as server:
+        make(server).check()
+        assert server.heard == []
+        make(server).check(online=True)
+        assert len(server.heard) == 1
+    missing = Fail(404, "model not found, try pulling it")
+    with model_server(missing) as server, pytest.raises(UserError, match="try pulling it"):
+        make(server).check(online=True)
+
+
 @pytest.mark.parametrize("answer", [Raw("<html>a proxy's page</html>"), Raw("{}"), Raw('{"choices": []}')])
 def test_a_body_that_is_no_answer_is_no_proposal(make: Callable[..., LlmResearcher], brief: Brief, answer: Raw) -> None:
     with model_server(answer) as server, pytest.raises(NoProposal):
@@ -333,7 +356,8 @@ def test_a_request_that_is_refused_is_not_repeated(make: Callable[..., LlmResear
     with model_server(Fail(401, f"the key {KEY} is wrong")) as server, pytest.raises(NoProposal) as caught:
         make(server).propose(brief)
     assert len(server.heard) == 1
-    assert str(caught.value) == "openai:gpt-4o: the server answered 401: the key [OPENAI_API_KEY] is wrong"
+    reason = f"openai:gpt-4o: {server.url}/v1 does not take the key in OPENAI_API_KEY (401): the key"
+    assert str(caught.value) == f"{reason} [OPENAI_API_KEY] is wrong"
     assert caught.value.tokens == 0
 
 

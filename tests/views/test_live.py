@@ -107,7 +107,21 @@ def test_it_says_when_another_researcher_carries_on() -> None:
             view.event(dataclasses.replace(proposed, researcher="builtin"))
         view.event(dataclasses.replace(WORSE.proposed, researcher="llm"))
     assert printed(out).count("refused: no proposal (no connection)") == 2
-    assert printed(out).count("builtin takes over from llm") == 2
+    assert printed(out).count("builtin takes over until llm proposes again") == 1
+    assert printed(out).count("\nllm proposes again") == 1
+
+
+def test_a_confirmation_says_how_long_it_may_take() -> None:
+    out, found = console(), campaign(trial(0, "baseline", 1.5, Status.KEEP), trial(1, "x", 1.4, Status.KEEP))
+    with LiveView(out, found) as view:
+        for seed in (1000, 1002):
+            for number in (0, 1):
+                view.event(RunStarted(number, 1, seed, Purpose.CONFIRM))
+    said = [line for line in printed(out).splitlines() if "confirming" in line]
+    assert said == [
+        "confirming on fresh seeds: pair 1 of at most 8, at most 16 min more",
+        "confirming on fresh seeds: pair 3 of at most 8, at most 12 min more",
+    ]
 
 
 @pytest.mark.parametrize("in_terminal", [False, True])

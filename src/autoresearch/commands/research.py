@@ -38,12 +38,15 @@ def run(
     researcher: Annotated[
         str | None, typer.Option(help="Who proposes, instead of the researcher in program.md.")
     ] = None,
+    no_confirm: Annotated[
+        bool, typer.Option("--no-confirm", help="Leave the kept trials unconfirmed; `confirm` does it later.")
+    ] = False,
 ) -> None:
     """Do research until you stop it: propose, train, grade, keep or revert, repeat.
 
     Continues where the last run stopped, however it stopped. Ctrl-C once stops after the current trial, twice stops
     right away. Your checkout is never touched: kept trials are commits on the branch autoresearch/TAG. At the end
-    (--trials, --hours) it confirms the kept trials on fresh seeds.
+    (--trials, --hours) it confirms the kept trials on fresh seeds. That takes 4 to 16 runs; --no-confirm leaves it out.
 
     Example: autoresearch run --lab my-lab --trials 8
     """
@@ -57,6 +60,8 @@ def run(
         ledger.repair()
         tag = compose.tag_of(tag, ledger, workspace)
         begun = ledger.campaign(tag)
+        if told := compose.replaced(tag, ledger):
+            print(told)
         if begun and (told := compose.notice(begun, workspace)):
             print(told)
         if begun and begun.started.judge != settings.judge:
@@ -74,7 +79,8 @@ def run(
                 refresher.hear(event)
 
             stages = compose.compose(workspace, ledger, settings, tag, view.event, progress)
-            run_campaign(stages, tag, stopping.enough(trials, hours, interrupted), interrupted)
+            enough = stopping.enough(trials, hours, interrupted)
+            run_campaign(stages, tag, enough, interrupted, confirming=not no_confirm)
         show_report(workspace, ledger.campaign(tag), console)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -17,15 +18,18 @@ from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.commands.results import read_results
 from autoresearch.judging import audit as auditing
 from autoresearch.judging import claims as standings
-from autoresearch.lab import config
+from autoresearch.lab import config, presets
 from autoresearch.lab.config import Config
 from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger import report
+from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.loop import compose, stopping
 from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.loop.loop import replay as replayed
 from autoresearch.loop.stages import Stages
 from autoresearch.views import verdicts
+from autoresearch.views.lines import about
 from autoresearch.views.live import LiveView
 
 
@@ -109,12 +113,20 @@ def aa(
         stages, name, interrupted = at
         if (begun := stages.ledger.campaign(name)) and begun.started.researcher != CONTROL:
             raise UserError(f"the campaign {name} is a search, not a control: leave --tag out, or name another one")
+        _say_length(stages, begun, trials)
         run_campaign(stages, name, stopping.enough(trials, None, interrupted), interrupted)
         found = auditing.control(stages.campaign(name))
     if as_json:
         print_json(found)
     else:
         verdicts.show_control(found, Console())
+
+
+def _say_length(stages: Stages, begun: Campaign | None, trials: int) -> None:
+    """How long so many trials will take, and the baseline if there is none yet."""
+    usual = (begun and report.usual_seconds(begun.trials)) or presets.run_seconds(stages.budget_seconds)
+    baseline = "" if begun and begun.incumbent else ", after the baseline"
+    print(f"{trials} trials of about {about(usual)}: {about(trials * usual)}{baseline}", file=sys.stderr)
 
 
 def audit(

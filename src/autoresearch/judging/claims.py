@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from autoresearch.judging import confirmation, judge, posterior
@@ -106,7 +107,13 @@ def progress(campaign: Campaign) -> tuple[Step, ...]:
 def summary(campaign: Campaign) -> Report:
     """The campaign's summary. Its best is the incumbent, and every gain is that of `progress`."""
     made = report.summarize(report.rows(campaign), report.run_seconds(campaign))
-    made = replace(made, disturbed=len(campaign.disturbed), near_misses=_near_misses(campaign))
+    proposers = Counter(trial.proposed.proposer for trial in campaign.finished[1:])
+    made = replace(
+        made,
+        disturbed=len(campaign.disturbed),
+        near_misses=_near_misses(campaign),
+        proposers=dict(proposers.most_common()),
+    )
     steps = progress(campaign)
     best = _last(campaign, steps)
     if best is None or made.baseline is None:

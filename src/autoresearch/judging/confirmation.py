@@ -56,6 +56,11 @@ def begun(campaign: Campaign) -> bool:
     return any(first <= run.seed < first + SEEDS_OF_ONE for trial in campaign.trials for run in fresh(trial))
 
 
+def pair_of(seed: int) -> int:
+    """Which pair of its confirmation a run on a fresh seed belongs to: 1 to the last look's."""
+    return (seed - FIRST_FRESH_SEED) % SEEDS_OF_ONE + 1
+
+
 def fresh(trial: Trial) -> list[RunEnded]:
     """Its runs on fresh seeds."""
     return [run for run in trial.runs if run.purpose is Purpose.CONFIRM]

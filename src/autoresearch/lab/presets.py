@@ -71,8 +71,13 @@ def _program(preset: Preset, budget_seconds: float) -> str:
     trial takes."""
     text = re.sub(r"(?m)^preset: *(?=#)", f"preset: {preset.name}".ljust(COMMENTS_AT), _shipped("program.md"))
     text = re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", text)
-    run = budget_seconds * AROUND + START_SECONDS
+    run = run_seconds(budget_seconds)
     return text.replace("about 6 minutes here", f"{_about(run)} here").replace("about 18 minutes", _about(3 * run))
+
+
+def run_seconds(budget_seconds: float) -> float:
+    """How long a run takes from start to score, if nothing is measured yet, in seconds."""
+    return budget_seconds * AROUND + START_SECONDS
 
 
 def _about(seconds: float) -> str:

@@ -36,7 +36,8 @@ class TrialProposed:
     `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` is the same without
     numbers; `nodes` counts their syntax nodes. `moved` says which numbers differ from the parent's, as places and new
     values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. It is not
-    judged before it has run on so many `seeds`. The other fields are the proposal's own.
+    judged before it has run on so many `seeds`. `model` is the language model that was asked. The other fields are the
+    proposal's own.
     """
 
     trial: int
@@ -58,6 +59,12 @@ class TrialProposed:
     nodes: int | None = None
     moved: tuple[tuple[int, int | float], ...] | None = None
     seeds: int = 1
+    model: str = ""
+
+    @property
+    def proposer(self) -> str:
+        """Who made it, with the language model that was asked."""
+        return f"{self.researcher} ({self.model})" if self.model else self.researcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from autoresearch.ledger.campaign import Campaign, Trial
@@ -76,7 +76,8 @@ class Report:
 
     `frontier` holds the steps of the running best, `biggest` the largest of them, `near_misses` the discards that came
     closest to the best of their time, best first: within the noise of a run, and none if that is unknown. Without a
-    kept trial all are empty or None. `disturbed` counts the runs that were made again.
+    kept trial all are empty or None. `disturbed` counts the runs that were made again, `proposers` the trials that each
+    researcher proposed.
     """
 
     trials: int
@@ -93,6 +94,7 @@ class Report:
     disturbed: int = 0
     margin: float | None = None
     certainty: Certainty = Certainty.SINGLE
+    proposers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,12 @@ def _gain(before: Score | None, after: Score | None) -> Gain:
         return Gain(before.val_bpb - after.val_bpb, None)
     error = statistics.stdev(falls) / math.sqrt(PARTS)
     return Gain(before.val_bpb - after.val_bpb, T_QUANTILE * error)
+
+
+def usual_seconds(trials: Iterable[Trial]) -> float | None:
+    """Return how long a run of these trials takes: the median wall time in seconds, if one has a score."""
+    seconds = [run.wall_seconds for trial in trials for run in trial.every_run if run.score]
+    return statistics.median(seconds) if seconds else None
 
 
 def run_seconds(campaign: Campaign) -> float:

@@ -273,6 +273,14 @@ def notice(campaign: Campaign, workspace: Workspace, frozen: Collection[str] = (
     )
 
 
+def replaced(tag: str, ledger: Ledger) -> str | None:
+    """What to tell a user for whom a new campaign is started because the latest one cannot be continued."""
+    latest = ledger.campaign()
+    if latest is None or latest.incumbent or latest.tag == tag or ledger.campaign(tag) or not latest.finished:
+        return None
+    return f"campaign {latest.tag} has no baseline that counts (trial {latest.trials[0].number}): this starts {tag}"
+
+
 def tag_of(wanted: str | None, ledger: Ledger, workspace: Workspace) -> str:
     """The campaign's tag: the wanted one, else the default.
 

@@ -19,21 +19,26 @@ from autoresearch.ledger.records import Purpose, Status
 from autoresearch.loop.proposals import Answer, Desk
 from autoresearch.loop.run import FIRST_SEED, run_once
 from autoresearch.loop.stages import Stages
-from autoresearch.loop.start import begin, caught_up, unfinished
+from autoresearch.loop.start import begin, caught_up, check_researcher, unfinished
 from autoresearch.loop.trial import commit, publish, run_trial
 
 FREE_REFUSALS = 3
 
 
 def run_campaign(
-    stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool] = lambda: False
+    stages: Stages,
+    tag: str,
+    enough: Callable[[int], str | None],
+    hurry: Callable[[], bool] = lambda: False,
+    *,
+    confirming: bool = True,
 ) -> str:
     """Run trials on a campaign, new or existing, until `enough(trials made)` gives a reason. Returns the reason.
 
-    Then confirms what was kept, unless there is a hurry.
+    Then confirms what was kept, unless there is a hurry. If not `confirming`, it confirms nothing at all.
     """
     with recorded_stop(stages, tag):
-        reason = _run_campaign(stages, tag, enough, hurry)
+        reason = _run_campaign(stages, tag, enough, hurry if confirming else lambda: True, confirming=confirming)
     stages.record(Stopped(tag, reason))
     return reason
 
@@ -59,7 +64,10 @@ def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
         stages.executor.end_leftovers()
 
 
-def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool]) -> str:
+def _run_campaign(
+    stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool], *, confirming: bool
+) -> str:
+    check_researcher(stages, tag)
     begin(stages, tag)
     desk, made = Desk(stages), 0
 
@@ -68,7 +76,8 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None],
 
     while (reason := enough(made)) is None:
         stages.workspace.check_space(stages.min_free_gb)
-        confirm(stages, tag, over, asked=False)
+        if confirming and (made or not is_new_here(stages, tag)):
+            confirm(stages, tag, over, asked=False)
         if over():
             continue
         campaign = stages.campaign(tag)
@@ -88,6 +97,12 @@ def _run_campaign(stages: Stages, tag: str, enough: Callable[[int], str | None],
     desk.leave(stages.campaign(tag))
     confirm(stages, tag, hurry, asked=bool(stages.campaign(tag).untested))
     return reason
+
+
+def is_new_here(stages: Stages, tag: str) -> bool:
+    """Whether another researcher made the latest proposal. Then this one's first proposal comes before what is due."""
+    latest = stages.campaign(tag).trials[-1:]
+    return bool(latest) and latest[0].proposed.researcher != stages.researcher.name
 
 
 def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, *, asked: bool) -> None:

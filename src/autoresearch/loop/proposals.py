@@ -38,25 +38,28 @@ OUT_OF_MEMORY_ADVICE = (
 class Answer:
     """A proposal that may run, and who made it. A `stale` one was written for an earlier incumbent.
 
-    It is not judged before it has run on so many `seeds`.
+    It is not judged before it has run on so many `seeds`. `model` is the language model that was asked, if one was.
     """
 
     proposal: Proposal
     researcher: str
     stale: bool = False
     seeds: int = 1
+    model: str = ""
 
 
 class Desk:
     """Asks the campaign's researcher, and keeps the one open question: asked ahead, or not answered yet.
 
-    `refusals` are the failed proposals in a row since the last one that became a trial.
+    `refusals` are the failed proposals in a row since the last one that became a trial. While the researcher's server
+    or program fails, the fallback makes the next trial, and then the researcher is asked again.
     """
 
     def __init__(self, stages: Stages) -> None:
         self.refusals: list[ProposalRefused] = []
         self._stages = stages
         self._open: _Question | None = None
+        self._is_away = False
 
     def ask_ahead(self, campaign: Campaign) -> None:
         """Let the researcher write while the run trains, if the policy says so and it is not working already."""
@@ -74,7 +77,7 @@ class Desk:
         deadline = stages.policy.propose_seconds + GRACE_SECONDS
         if self._open and self._open.seconds > deadline and not self._open.wait(0):
             self._open = None  # it was reported once, and is left alone now
-        if stages.fallback and len(self.refusals) % (patience + 1) == patience:
+        if stages.fallback and (self._is_away or len(self.refusals) % (patience + 1) == patience):
             question = self._ask(stages.fallback, campaign)
         else:
             question = self._open = self._open or self._ask(stages.researcher, campaign)
@@ -83,7 +86,7 @@ class Desk:
                 return None
             if question.seconds > deadline:
                 reason = f"the researcher has not answered for {question.seconds:.0f} s"
-                self._failed(ProposalRefused(campaign.tag, "", reason, question.researcher.name))
+                self._failed(ProposalRefused(campaign.tag, "", reason, question.researcher.name, failed=True))
                 return None
         if question is self._open:
             self._open = None
@@ -97,6 +100,7 @@ class Desk:
         """A proposal has become a trial. A fallback's does not bring its colleague back: one more failure is enough."""
         own = trial.proposed.researcher == self._stages.researcher.name
         del self.refusals[0 if own else self._stages.policy.patience - 1 :]
+        self._is_away = False
 
     def leave(self, campaign: Campaign) -> None:
         """Record the cost of an answer that came too late to be used."""
@@ -118,6 +122,7 @@ class Desk:
 
     def _failed(self, refused: ProposalRefused) -> None:
         self.refusals.append(refused)
+        self._is_away = refused.failed and refused.researcher == self._stages.researcher.name
         self._stages.record(refused)
 
 
@@ -218,7 +223,9 @@ def _answer(stages: Stages, campaign: Campaign, question: _Question) -> Answer |
         raise outcome
     if isinstance(outcome, Proposal):
         try:
-            return admit(stages, campaign, sound(stages, outcome), name, written_for=question.brief.files)
+            answer = admit(stages, campaign, sound(stages, outcome), name, written_for=question.brief.files)
+            model = getattr(question.researcher, "model", "")
+            return dataclasses.replace(answer, model=model) if isinstance(answer, Answer) else answer
         except Exception as error:  # a plug-in's proposal can contain anything
             problem = f"the proposal cannot be used: {type(error).__name__}: {error}"
             return _refused(stages, campaign, "", problem, name)

@@ -11,7 +11,7 @@ from autoresearch.base.errors import EndRun
 from autoresearch.executors import disturbance
 from autoresearch.executors.run_output import CURVE_SECONDS, Tail
 from autoresearch.executors.sandbox.watch import FILLED_BY_OTHERS
-from autoresearch.grading.clock import answer_per_row, first_answer_seconds, training_seconds, void
+from autoresearch.grading.clock import answer_per_row, first_answer_seconds, longest_training, training_seconds, void
 from autoresearch.grading.grader import memory_gb, printed_summary
 from autoresearch.grading.interface import Session
 from autoresearch.judging import pruning
@@ -107,6 +107,8 @@ def _run(stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose, see
     ended = listener.marked(run_record(stages, campaign, unfinished, session, result))
     reason = listener.disturbed or disturbed(stages, trial, ended, result, session.clock(result))
     ended = replace(ended, disturbed=reason, set_aside=reason is not None and not is_last)
+    if request.baseline and purpose is Purpose.TRIAL and (slow := overran(stages, ended)):
+        ended = once_more(trial, ended, slow)
     if purpose is Purpose.TRIAL and not ended.set_aside:
         session.keep_answers(stages.workspace.answers(trial.number, run))
     stages.record(ended)
@@ -125,6 +127,25 @@ def disturbed(stages: Stages, trial: Trial, ended: RunEnded, result: RunResult, 
     loss = disturbance.lost(result.load, clock.first_batch, until)
     reason = loss.reason(stages.policy.max_disturbance) if loss else None
     return reason or disturbance.slower(ended, trial.runs)
+
+
+def overran(stages: Stages, ended: RunEnded) -> str | None:
+    """Why the user's own program trained for too long, with what to do about it; None if it did not."""
+    trained, budget = ended.training_seconds, stages.budget_seconds
+    if ended.set_aside or trained is None or trained <= longest_training(budget):
+        return None
+    step = f", and a step takes {trained / ended.steps:.1f} s" if ended.steps else ""
+    return (
+        f"it trained for {trained:.1f} s, but the budget is {budget:g} s{step}: find sizes with shorter steps with "
+        "`autoresearch doctor --fit`, or set a longer TIME_BUDGET in prepare.py"
+    )
+
+
+def once_more(trial: Trial, ended: RunEnded, slow: str) -> RunEnded:
+    """The record of a baseline's run that took too long: the machine may have been slow, so it is made once more."""
+    if any(run.seed == ended.seed for run in trial.disturbed):
+        return replace(ended, score=None, holdout=None, invalid=None, crash=Crash(CrashKind.TIME_OUT, slow))
+    return replace(ended, disturbed=slow, set_aside=True)
 
 
 # ---------------------------------------------------------------- hopeless runs

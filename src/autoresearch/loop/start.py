@@ -17,6 +17,7 @@ from autoresearch.loop.proposals import Answer
 from autoresearch.loop.stages import Stages
 from autoresearch.loop.trial import enter, publish, run_trial
 from autoresearch.researchers.guard import rules
+from autoresearch.researchers.interface import Checked
 
 
 def caught_up(stages: Stages, tag: str, dirty: Collection[str] = ()) -> Campaign:
@@ -51,6 +52,18 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
     stages.prepare(stages.workspace.files(campaign.started.base))
     if campaign.classes():
         comparability.check(campaign, stages.device, stages.grader.fingerprints())
+
+
+def check_researcher(stages: Stages, tag: str) -> None:
+    """Make sure that a researcher who is new to a campaign can be reached. Later that would be an outage, which passes.
+
+    Raises:
+        UserError: it cannot, and what to start or set.
+    """
+    campaign = stages.ledger.campaign(tag)
+    known = {trial.proposed.researcher for trial in campaign.trials[1:]} if campaign else set()
+    if stages.researcher.name not in known and isinstance(stages.researcher, Checked):
+        stages.researcher.check()
 
 
 def claim_branch(stages: Stages, started: CampaignStarted) -> None:

@@ -78,6 +78,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         repairs=proposal.repairs,
         stale=answer.stale,
         seeds=answer.seeds,
+        model=answer.model,
         skeleton=syntax.skeleton,
         nodes=syntax.nodes,
         moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),

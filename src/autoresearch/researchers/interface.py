@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from autoresearch.base.errors import Exhausted, NoProposal
 from autoresearch.ledger.campaign import Campaign
@@ -96,6 +96,19 @@ class Kit:
         """A file that an argument names: in the lab, or else relative to where the user is."""
         path = Path(name).expanduser()
         return self.root / path if (self.root / path).exists() else path
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A researcher that can say beforehand whether it can be reached."""
+
+    def check(self, *, online: bool = False) -> None:
+        """Find out whether it can be reached, without asking anything, or `online` with one short question.
+
+        Raises:
+            UserError: it cannot, and what to start or set.
+        """
+        ...
 
 
 class Researcher(Protocol):

@@ -29,6 +29,13 @@ def verdict_line(row: Row, gain: float | None) -> Text:
     return Text.assemble(head, one_line(row.description))
 
 
+def about(seconds: float) -> str:
+    """A length of time in words."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def say(console: Console, *lines: Text) -> None:
     """Print lines that the terminal may wrap and a file keeps whole."""
     for line in lines:

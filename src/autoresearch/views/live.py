@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoresearch.judging.comparability import other_kernels
+from autoresearch.judging.confirmation import LOOKS, pair_of
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import (
     CampaignStarted,
@@ -33,8 +34,8 @@ from autoresearch.ledger.events import (
     Verdict,
 )
 from autoresearch.ledger.records import Outcome, Purpose, RunEvent, Status
-from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten
-from autoresearch.views.lines import label, say, set_up, verdict_line
+from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten, usual_seconds
+from autoresearch.views.lines import about, label, say, set_up, verdict_line
 
 QUIET_SECONDS = 15.0  # between two progress lines if there is no terminal
 
@@ -116,8 +117,9 @@ class LiveView:
         incumbent = campaign.incumbent if campaign else None
         self._best = incumbent.val_bpb if incumbent else None
         self._kept = {trial.number: trial.val_bpb for trial in campaign.kept} if campaign else {}
-        self._researcher = campaign.started.researcher if campaign else ""
+        self._paired: int | None = None  # the seed of the pair that is running
         self._refused = ""  # the researcher whose last proposal failed
+        self._away = ""  # the one that another stands in for
 
     def __enter__(self) -> LiveView:
         return self
@@ -143,7 +145,7 @@ class LiveView:
         match event:
             case CampaignStarted():
                 self._tell(label("campaign", f"autoresearch/{event.tag}", "bold"), label("set-up", set_up(event)))
-                self._trials, self._best, self._researcher = {}, None, event.researcher
+                self._trials, self._best = {}, None
             case TrialProposed():
                 self._trials[event.trial] = Trial(event)
                 self._say_who(event)
@@ -176,9 +178,13 @@ class LiveView:
         self._tell(Text(shorten(said, self._console.width) if self._on_terminal else said, "yellow"))
 
     def _say_who(self, event: TrialProposed) -> None:
-        """Say so if another researcher than the campaign's made the proposal: its own failed or does not answer."""
-        if self._refused and event.researcher != self._researcher:
-            self._tell(Text(f"{event.researcher} takes over from {self._refused}", "yellow"))
+        """Say so if another researcher stands in for one that failed or does not answer, and when that one is back."""
+        if event.researcher == self._away:
+            self._tell(Text(f"{event.proposer} proposes again", "green"))
+            self._away = ""
+        elif self._refused and self._refused not in (event.researcher, self._away):
+            self._tell(Text(f"{event.proposer} takes over until {self._refused} proposes again", "yellow"))
+            self._away = self._refused
         self._refused = ""
 
     def _begin(self, trial: int) -> Work:
@@ -187,6 +193,8 @@ class LiveView:
 
     def _start(self, event: RunStarted) -> None:
         again = "" if event.purpose is Purpose.TRIAL else f" again, to {event.purpose.value}"
+        if event.purpose is Purpose.CONFIRM:
+            self._say_pair(event.seed)
         work = self._begin(event.trial)
         self._work = replace(work, idea=f"{again.strip()}: {work.idea}" if again else work.idea)
         if not self._on_terminal:
@@ -195,6 +203,16 @@ class LiveView:
             # Not before the first run: until then prepare.py writes its own lines to the terminal.
             self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
             self._live.start()
+
+    def _say_pair(self, seed: int) -> None:
+        """Once for each pair of runs of a confirmation: how long it may still take."""
+        pair, most = pair_of(seed), LOOKS[-1]
+        if seed == self._paired:
+            return
+        self._paired = seed
+        usual = usual_seconds(self._trials.values())
+        rest = f", at most {about(2 * (most - pair + 1) * usual)} more" if usual else ""
+        self._tell(Text(f"confirming on fresh seeds: pair {pair} of at most {most}{rest}", "dim"))
 
     def _end(self, event: RunEnded) -> None:
         known = self._trials.get(event.trial)

@@ -111,7 +111,7 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classe
     """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log."""
     proposed = trial.proposed
     say(console, label("trial", f"#{trial.number} {proposed.idea}", "bold"), _outcome(trial))
-    say(console, label("commit", f"{proposed.commit[:7]} on {proposed.parent[:7]} (by {proposed.researcher})"))
+    say(console, label("commit", f"{proposed.commit[:7]} on {proposed.parent[:7]} (by {proposed.proposer})"))
     for name, text in (("why", proposed.why), ("expects", proposed.expects)):
         if text:
             say(console, label(name, text))
@@ -250,6 +250,9 @@ def counts(report: Report) -> list[Text]:
     pace = f" ({report.trials_per_hour:.1f} an hour)" if report.trials_per_hour else ""
     each = ", ".join(f"{count} {status}" for status, count in report.counts.items())
     lines = [label("trials", f"{report.trials}: {each}{pace}")]
+    if report.proposers:
+        by = ", ".join(f"{count} by {one_line(name)}" for name, count in report.proposers.items())
+        lines.append(label("proposed", by))
     if report.disturbed:
         runs = "1 run was" if report.disturbed == 1 else f"{report.disturbed} runs were"
         lines.append(label("disturbed", f"{runs} made again: the machine was busy or slow meanwhile", "yellow"))

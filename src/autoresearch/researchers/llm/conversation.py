@@ -43,12 +43,13 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 from autoresearch.ledger.records import Proposal
-from autoresearch.researchers.llm.providers import Choice
+from autoresearch.researchers.llm.providers import PROVIDERS, Choice
 from autoresearch.researchers.llm.search_replace import ReplyError
 
 CORRECTIONS = 3  # malformed replies that are returned with what is wrong with them
 TOOL_MISTAKES = 6  # tool calls with wrong arguments
 REQUESTS = 30  # in one conversation, including tool calls
+CALLS = 4  # of a server that cannot be reached, in a few seconds
 SHORTEST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before a failed request is repeated, unless the server says how long
 MOST_REPLY_TOKENS = 16_384  # asked for; an edit is short, and thinking counts too
 MOST_ECHO = 20_000  # characters of a model's own reply that are sent back to it
@@ -57,6 +58,7 @@ MOST_COMPLAINT = 2_000  # characters of what is wrong with a reply
 # characters; no tokenizer makes longer tokens of code, so a prompt with more per token was not read to its end
 CHARACTERS_PER_TOKEN = 8
 NO_TOOLS = re.compile(r"not support.{0,20}tool|tool.{0,40}not (?:supported|available|enabled)", re.IGNORECASE)
+REFUSED_KEY = (401, 403)
 PASSING = (ModelRateLimitError, ModelUnavailableError, ModelServerError, ModelConnectionError, ModelRequestTimeout)
 
 
@@ -167,9 +169,12 @@ class Conversation:
             return f"no proposal within {self.deadline_seconds:g} s{before}"
         if isinstance(error, ModelHTTPError):
             wait = f" (it asks to wait {error.retry_after:g} s)" if error.retry_after else ""
+            if error.status_code in REFUSED_KEY:
+                key = PROVIDERS[self.choice.provider].key
+                return f"{self._server} does not take the key in {key} ({error.status_code}): {said(error.body)}"
             return f"the server answered {error.status_code}{wait}: {said(error.body)}"
         if isinstance(error, ModelConnectionError):
-            return f"no connection to {self.choice.address or self.choice.provider}: {error.message}"
+            return f"no connection to {self._server}: {error.message}"
         if isinstance(error, UnexpectedModelBehavior) and self.complaint:
             return f"no reply of the model could be used; the last one because {self.complaint}{self._cut_short()}"
         if isinstance(error, UsageLimitExceeded):
@@ -178,8 +183,11 @@ class Conversation:
             return str(error)
         if not self.answered:
             return f"{type(error).__name__}: {error}"
-        server = self.choice.address or self.choice.provider
-        return f"{server} gave an answer that cannot be used ({type(error).__name__}): {self.answered}"
+        return f"{self._server} gave an answer that cannot be used ({type(error).__name__}): {self.answered}"
+
+    @property
+    def _server(self) -> str:
+        return self.choice.address or self.choice.provider
 
     def is_models_fault(self, error: BaseException) -> bool:
         """Whether the model's replies are to blame, rather than its server or the connection."""
@@ -197,7 +205,10 @@ class Conversation:
 
 
 class Patient(WrapperModel):
-    """A model whose requests are repeated after temporary failures, as long as there is time. Echoes are cut."""
+    """A model whose requests are repeated after temporary failures, as long as there is time. Echoes are cut.
+
+    A server that cannot be reached at all is left alone after a few calls: the loop asks again later.
+    """
 
     def __init__(
         self, wrapped: Model, until: float, wait: Callable[[ModelAPIError, float], Coroutine[None, None, None]]
@@ -212,13 +223,14 @@ class Patient(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        longest = SHORTEST_WAIT
+        longest, unreachable = SHORTEST_WAIT, 0
         while True:
             try:
                 return await super().request(short_echoes(messages), model_settings, model_request_parameters)
             except PASSING as error:
+                unreachable += isinstance(error, ModelConnectionError)
                 seconds = max(longest if error.retry_after is None else error.retry_after, SHORTEST_WAIT)
-                if time.monotonic() + seconds >= self._until:
+                if unreachable >= CALLS or time.monotonic() + seconds >= self._until:
                     raise
                 await self._wait(error, seconds)
                 longest = min(2 * longest, LONGEST_WAIT)

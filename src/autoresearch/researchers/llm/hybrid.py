@@ -17,7 +17,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Proposal, Status
 from autoresearch.researchers.builtin.constant_moves import Scale, suggestions
 from autoresearch.researchers.guard import check, rules
-from autoresearch.researchers.interface import Brief, Failure, Kit, Researcher
+from autoresearch.researchers.interface import Brief, Checked, Failure, Kit, Researcher
 from autoresearch.researchers.llm.knobs import Knob
 from autoresearch.researchers.llm.researcher import LlmResearcher
 from autoresearch.researchers.prompt import outcomes
@@ -62,6 +62,11 @@ class HybridResearcher:
     def model(self) -> str:
         """The model that it asks, as PROVIDER:MODEL."""
         return getattr(self._inner, "model", "")
+
+    def check(self, *, online: bool = False) -> None:
+        """See `researchers.interface.Checked`."""
+        if isinstance(self._inner, Checked):
+            self._inner.check(online=online)
 
     def propose(self, brief: Brief) -> Proposal:
         """The next values of the knobs if a tuning is in progress, else what the model proposes.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 
 from autoresearch.base.errors import UserError
@@ -20,6 +23,7 @@ class Provider:
     address: str | None = None
 
 
+CONNECT_SECONDS = 5.0
 PROVIDERS = {
     "openai": Provider("OPENAI_API_KEY", address_variable="OPENAI_BASE_URL"),
     "anthropic": Provider("ANTHROPIC_API_KEY", address_variable="ANTHROPIC_BASE_URL"),
@@ -72,3 +76,21 @@ def choose(argument: str, kit: Kit) -> Choice:
     if not key and known.key_needed and (provider != "openai" or address is None):
         raise UserError(f"the model {named} needs a key: set the environment variable {known.key} and start again")
     return Choice(provider, model, address, key or "none")
+
+
+def unreachable(choice: Choice) -> str | None:
+    """Why nothing answers at a model's address, and what to start; None if something does, or if that is unknown."""
+    url = urllib.parse.urlsplit(choice.address or "")
+    by_proxy = url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(url.hostname or "")
+    if not url.hostname or by_proxy:
+        return None
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        with socket.create_connection((url.hostname, port), CONNECT_SECONDS):
+            return None
+    except ConnectionRefusedError:
+        start = f"`ollama serve`, and get the model with `ollama pull {choice.model}`"
+        then = start if choice.provider == "ollama" else "the server there, or correct its address (`base_url`)"
+        return f"nothing answers at {choice.address}, where {choice.name} should be: start {then}"
+    except OSError:  # no route, no name, no answer in time: the model may be away for a while
+        return None

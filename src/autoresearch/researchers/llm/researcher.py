@@ -19,12 +19,13 @@ from autoresearch.researchers.guard import check
 from autoresearch.researchers.interface import Brief, Failure, Kit
 from autoresearch.researchers.llm.knobs import KNOBS
 from autoresearch.researchers.llm.lookups import Reading
-from autoresearch.researchers.llm.providers import PROVIDERS, Choice, choose
+from autoresearch.researchers.llm.providers import PROVIDERS, Choice, choose, unreachable
 from autoresearch.researchers.llm.reply import FORMAT, Reply, parse
 from autoresearch.researchers.llm.search_replace import ReplyError, one_line
 from autoresearch.researchers.prompt import RULES, describe
 
 REASON_LENGTH = 600
+HELLO_SECONDS = 120.0  # in which a model must answer one word; a local one may have to be loaded first
 SHORTEST_KEY = 6  # characters; shorter keys are placeholders and are not removed from texts
 TOOLS = """\
 Before you reply, you may call the tools to look up past trials, their logs and curves, and papers. Look up only what
@@ -61,6 +62,29 @@ class LlmResearcher:
         """The model that it asks, as PROVIDER:MODEL."""
         return self._choice.name
 
+    def check(self, *, online: bool = False) -> None:
+        """See `researchers.interface.Checked`."""
+        if problem := unreachable(self._choice):
+            raise UserError(problem)
+        if not online:
+            return
+        from autoresearch.researchers.llm import conversation
+
+        talk = conversation.Conversation(
+            choice=self._choice,
+            deadline_seconds=min(HELLO_SECONDS, self._kit.deadline_seconds),
+            max_tokens=None,
+            max_usd=None,
+            instructions="You are being tested.",
+            tools=(),
+            understand=lambda text: Proposal(text, {}),
+            record=lambda title, text: None,
+        )
+        try:
+            asyncio.run(talk.hold("Reply with the word ready."))
+        except Exception as error:  # whatever the server or its library does, it cannot be asked
+            raise UserError(self._told(talk.reason(error))) from None
+
     def propose(self, brief: Brief) -> Proposal:
         """Ask the model until its reply can be tried, within the deadline and the caps.
 
@@ -84,7 +108,7 @@ class LlmResearcher:
             log.begin(self._choice)
             proposal = asyncio.run(talk.hold(describe(brief)))
         except Exception as error:  # whatever the model, its server or its library does, the loop continues
-            reason = self._clean(one_line(f"{self._choice.name}: {talk.reason(error)}"))[:REASON_LENGTH]
+            reason = self._told(talk.reason(error))
             log.end(reason)
             failed = not talk.is_models_fault(error)
             raise NoProposal(reason, tokens=talk.tokens, usd=talk.usd, failed=failed) from None
@@ -112,6 +136,10 @@ class LlmResearcher:
         idea, why, expects = map(self._clean, (reply.idea, reply.why, reply.expects))
         repairs = failure.trial if failure and reply.repairs else None
         return Proposal(idea, reply.files, note, why=why, expects=expects, repairs=repairs)
+
+    def _told(self, reason: str) -> str:
+        """Why the model gave nothing, on one line."""
+        return self._clean(one_line(f"{self._choice.name}: {reason}"))[:REASON_LENGTH]
 
     def _clean(self, text: str) -> str:
         """The text without any key, for everything that is written or raised."""
