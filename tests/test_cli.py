@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,48 @@ def test_run_without_a_tag_goes_on_with_the_latest_campaign(lab: Path, call: Cli
     call("run", "--lab", lab, "--researcher", researcher)
     campaigns = Ledger(lab / ".autoresearch/ledger.jsonl").campaigns()
     assert [len(campaign.finished) for campaign in campaigns] == [4]
+
+
+def test_no_confirm_leaves_the_keeps_for_confirm(lab: Path, call: Cli) -> None:
+    (lab / "program.md").write_text(toy_lab.PROGRAM.replace("judge: greedy", "judge: posterior\nmax_runs: 1"))
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 1.5), "--no-confirm")
+    assert (code, "confirming" in out) == (0, False)
+    code, _, err = call("confirm", "--lab", lab)
+    assert code == 0
+    assert "confirming on fresh seeds: pair 1 of at most 8, at most " in err
+
+
+def test_a_control_says_beforehand_how_long_it_takes(lab: Path, call: Cli) -> None:
+    code, _, err = call("aa", "--lab", lab, "--trials", 2)
+    assert code == 0
+    assert re.match(r"2 trials of about \d+ s: \d+ s, after the baseline\n", err)
+
+
+def test_who_really_proposed_is_shown_with_the_model(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5))
+    for command in ("status", "report"):
+        assert "2 by scripted" in call(command, "--lab", lab)[1]
+    assert json.loads(call("status", "--lab", lab, "--json")[1])["proposers"] == {"scripted": 2}
+
+
+def test_a_local_model_that_is_not_running_is_told_at_once(
+    lab: Path, call: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_BASE_URL", "http://127.0.0.1:9")
+    refused(
+        call("run", "--lab", lab, "--researcher", "llm:ollama:x"), "nothing answers", "ollama serve", "ollama pull x"
+    )
+    assert not (lab / ".autoresearch/ledger.jsonl").exists()
+
+
+def test_a_new_campaign_in_place_of_a_failed_one_is_told(tmp_path: Path, call: Cli) -> None:
+    lab = toy_lab.make(tmp_path / "lab", train="raise ValueError('broken')\n")
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0))
+    (lab / "train.py").write_text(toy_lab.TRAIN)
+    git.commit_all(lab, "mended")
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 2.0))
+    assert code == 0
+    assert re.search(r"campaign \S+ has no baseline that counts \(trial 0\): this starts \S+-2", out)
 
 
 def test_a_begun_campaign_says_that_it_does_not_see_later_commits(lab: Path, call: Cli) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import toy_lab
-from autoresearch.base.errors import EndRun
+from autoresearch.base.errors import EndRun, UserError
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.executors.sandbox.sandboxes import Nothing
 from autoresearch.judging import pruning
@@ -94,3 +94,33 @@ def test_a_band_is_learned_from_the_curves_of_past_runs(lab: Path) -> None:
     limits = band(parts, parts.campaign("t")).limits
     assert list(limits) == list(pruning.MARKS)
     assert all(limit > 3.0 + 2 * (1 - mark / 100) for mark, limit in limits.items())
+
+
+def slow_lab(tmp_path: Path, *, always: bool) -> Path:
+    """A lab whose step takes longer than its budget: in its first run, or in every run."""
+    mark = tmp_path / "mark"
+    wait = f"m = pathlib.Path({str(mark)!r})\n    time.sleep(1.2 if {always} or not m.exists() else 0)\n    m.touch()"
+    prepare = toy_lab.PREPARE.replace("TIME_BUDGET = 2", "TIME_BUDGET = 0.3").replace(
+        'tell(event="grade_requested")', f"import time\n    {wait}\n    tell(event='grade_requested')"
+    )
+    return toy_lab.make(tmp_path / "lab", prepare=prepare)
+
+
+def test_a_baseline_that_overran_its_budget_is_run_once_more(tmp_path: Path) -> None:
+    parts = stages(slow_lab(tmp_path, always=False), [], budget_seconds=0.3)
+    run_campaign(parts, "t", lambda made: "enough")
+    run_campaign(parts, "t", lambda made: "enough" if parts.campaign("t").incumbent else None)
+    baseline = parts.campaign("t").trials[0]
+    assert baseline.verdict is not None
+    assert baseline.verdict.status is Status.KEEP
+    assert [run.set_aside for run in baseline.every_run] == [False, True]
+    assert "but the budget is 0.3 s" in str(baseline.disturbed[0].disturbed)
+
+
+def test_a_baseline_that_overruns_again_is_told_why_and_not_called_invalid(tmp_path: Path) -> None:
+    parts = stages(slow_lab(tmp_path, always=True), [], budget_seconds=0.3)
+    with pytest.raises(UserError, match=r"the baseline crashed \(time-out: it trained for 1\.\d s, but .*doctor --fit"):
+        run_campaign(parts, "t", lambda made: "enough" if made else None)
+    baseline = parts.campaign("t").trials[0]
+    assert len(baseline.every_run) == 2
+    assert baseline.invalid is None

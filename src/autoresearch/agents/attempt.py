@@ -103,7 +103,7 @@ class InteractiveLab(Answers):
         ledger = self.ledger
         ledger.repair()
         tag = compose.tag_of(wish.tag, ledger, self.workspace)
-        stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=_Agent())
+        stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=Agent())
         made = try_once(stages, tag, lambda campaign: _proposed(stages, campaign, wish, files))
         campaign, place = stages.campaign(tag), Place(self.workspace.branch(tag), stages.editable)
         if isinstance(made, ProposalRefused):
@@ -203,7 +203,7 @@ class InteractiveLab(Answers):
         with self.workspace.lock():
             self.ledger.repair()
             ignore = lambda *_: None  # noqa: E731
-            stages = compose.compose(self.workspace, self.ledger, settings, tag, ignore, ignore, agent=_Agent())
+            stages = compose.compose(self.workspace, self.ledger, settings, tag, ignore, ignore, agent=Agent())
             return choose(stages, tag, number, keep=keep, by=by, why=proposals.clean(stages, why))
 
     def papers(self, query: str) -> str:
@@ -218,7 +218,7 @@ def interrupted(idea: str) -> dict[str, object]:
     return {"trial": None, "status": INTERRUPTED, "reason": reason, "next": then}
 
 
-class _Agent:
+class Agent:
     """Takes the researcher's place in the loop. Here the agent calls, and is never asked."""
 
     name = "try"
@@ -264,5 +264,5 @@ def _proposed(
     if files == incumbent:
         return None
     proposal = proposals.sound(stages, Proposal(wish.idea, files, why=wish.why))
-    made = proposals.admit(stages, campaign, proposal, _Agent.name, written_for=incumbent)
+    made = proposals.admit(stages, campaign, proposal, Agent.name, written_for=incumbent)
     return dataclasses.replace(made, seeds=wish.seeds) if isinstance(made, Answer) else made

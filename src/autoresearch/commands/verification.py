@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from autoresearch.agents.answers import Answers
+from autoresearch.agents.attempt import Agent
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.commands.results import read_results
@@ -28,6 +29,7 @@ from autoresearch.loop import compose, stopping
 from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.loop.loop import replay as replayed
 from autoresearch.loop.stages import Stages
+from autoresearch.researchers.interface import Researcher
 from autoresearch.views import verdicts
 from autoresearch.views.lines import about
 from autoresearch.views.live import LiveView
@@ -35,9 +37,12 @@ from autoresearch.views.live import LiveView
 
 @contextlib.contextmanager
 def at_work(
-    lab: Path, tag: Callable[[Ledger, Workspace], str], **changes: object
+    lab: Path, tag: Callable[[Ledger, Workspace], str], agent: Researcher | None = None, **changes: object
 ) -> Iterator[tuple[Stages, str, Callable[[], bool]]]:
-    """The stages of one of this lab's campaigns, with the lab locked; its tag; and whether Ctrl-C was pressed."""
+    """The stages of one of this lab's campaigns, with the lab locked; its tag; and whether Ctrl-C was pressed.
+
+    With an `agent`, the lab's researcher is not needed, and may be one that cannot be asked now.
+    """
     workspace = Workspace.open(lab)
     settings = config.load(workspace.program)[0].model_copy(update=changes)
     with workspace.lock():
@@ -50,7 +55,7 @@ def at_work(
             stopping.interrupts(console.print) as interrupted,
         ):
             yield (
-                compose.compose(workspace, ledger, settings, name, view.event, view.progress, quiet=True),
+                compose.compose(workspace, ledger, settings, name, view.event, view.progress, agent=agent, quiet=True),
                 name,
                 interrupted,
             )
@@ -64,7 +69,7 @@ def confirm(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
     Example: autoresearch confirm --lab my-lab
     """
     begun = Answers(Workspace.open(lab)).campaign(tag)
-    with at_work(lab, lambda *_: begun.tag) as (stages, name, interrupted):
+    with at_work(lab, lambda *_: begun.tag, Agent()) as (stages, name, interrupted):
         found = confirm_now(stages, name, interrupted)
         standing = standings.of(stages.campaign(name).sealed)
     if as_json:
@@ -84,7 +89,7 @@ def replay(
     Example: autoresearch replay 3
     """
     known = Answers(Workspace.open(lab)).trial(trial)
-    with at_work(lab, lambda *_: known.proposed.tag) as (stages, name, _):
+    with at_work(lab, lambda *_: known.proposed.tag, Agent()) as (stages, name, _):
         campaign = stages.campaign(name)
         expected, before = standings.expected(campaign, known), known.proposed.parent
         others = (each for each in campaign.trials if each.number != trial)

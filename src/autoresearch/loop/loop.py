@@ -37,6 +37,7 @@ def run_campaign(
 
     Then confirms what was kept, unless there is a hurry. If not `confirming`, it confirms nothing at all.
     """
+    check_researcher(stages, tag)
     with recorded_stop(stages, tag):
         reason = _run_campaign(stages, tag, enough, hurry if confirming else lambda: True, confirming=confirming)
     stages.record(Stopped(tag, reason))
@@ -67,7 +68,6 @@ def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
 def _run_campaign(
     stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool], *, confirming: bool
 ) -> str:
-    check_researcher(stages, tag)
     begin(stages, tag)
     desk, made = Desk(stages), 0
 
