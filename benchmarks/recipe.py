@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoresearch.judging.judge import PosteriorJudge
-from autoresearch.lab import config, presets
+from autoresearch.lab import presets, settings
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import CampaignStarted, Confirmation, TrialProposed
 from autoresearch.ledger.records import Decision, Purpose, Status
@@ -106,7 +106,7 @@ class Bench:
 
     def confirm(self, base: Mapping[str, object], change: Mapping[str, object]) -> Confirmation:
         """The judge's conclusion about a change of the base, from a campaign of these two trials."""
-        judge, sets = PosteriorJudge(compose.terms(config.Config())), ({**base}, {**base, **change})
+        judge, sets = PosteriorJudge(compose.terms(settings.Config())), ({**base}, {**base, **change})
         trials = list[Trial]()
         for number, seeds in enumerate((range(FIRST_SEED, FIRST_SEED + BASELINE_SEEDS), [FIRST_SEED])):
             runs = [run_ended(number, i, s, Purpose.TRIAL, self.score(sets[number], s)) for i, s in enumerate(seeds)]

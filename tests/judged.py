@@ -8,7 +8,7 @@ from typing import Any
 
 from autoresearch.judging.interface import Judge
 from autoresearch.judging.judge import PosteriorJudge
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
 from autoresearch.ledger.records import Crash, CrashKind, Decision, Purpose, Score, Status, Wanted

@@ -1,6 +1,6 @@
 """The documentation is true: the command reference is what --help says, the tree is what is there, no link is dead.
 
-`python tests/test_docs.py` writes docs/commands.md anew.
+`python tests/test_docs.py` writes docs/commands.md and docs/settings.md anew.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 
 from autoresearch.base import registry
 from autoresearch.base.errors import Exhausted
-from autoresearch.lab.config import Config
 from autoresearch.lab.presets import SHIPPED
+from autoresearch.lab.settings import Config
 from autoresearch.researchers.guard.rules import broken_rule
 from autoresearch.researchers.simple.python import PythonResearcher
 from campaigns import after, begun
@@ -26,6 +26,11 @@ REFERENCE = ROOT / "docs" / "commands.md"
 README = ROOT / "README.md"
 RESEARCHERS = ROOT / "docs" / "researchers.md"
 JUDGE = ROOT / "docs" / "judge.md"
+SETTINGS = ROOT / "docs" / "settings.md"
+INTRODUCTION = """\
+The front matter of `program.md` is the only configuration. All settings are optional. Written from the code by
+`python tests/test_docs.py`; a test compares them. More about those of the judge is in [judge.md](judge.md), about those
+of researchers in [researchers.md](researchers.md)."""
 COMMANDS = (
     *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
     *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample", "keep", "drop"),
@@ -46,6 +51,26 @@ def reference() -> str:
     return "\n".join(
         ["# Commands\n\nWritten from `--help` by `python tests/test_docs.py`; a test compares them.\n", *blocks]
     )
+
+
+def as_yaml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value)
+
+
+def settings() -> str:
+    """Every setting with its default and its effect, as program.md has them."""
+    lines = ["# Settings", "", INTRODUCTION, "", "| setting | default | what it does |", "|---|---|---|"]
+    for name, field in Config.model_fields.items():
+        default = "" if field.default in (None, ()) else f"`{as_yaml(field.default)}`"
+        lines.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_settings_is_what_the_code_says() -> None:
+    assert settings() == SETTINGS.read_text()
+    assert [name for name, field in Config.model_fields.items() if not field.description] == []
 
 
 def test_the_command_reference_is_what_help_says() -> None:
@@ -103,3 +128,4 @@ def test_every_researcher_is_on_the_page_and_every_setting_is_explained_somewher
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference())
+    SETTINGS.write_text(settings())

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -29,6 +29,7 @@ from autoresearch.grading.grader import TrustedGrader
 from autoresearch.grading.splits import SplitData
 from autoresearch.judging import comparability
 from autoresearch.lab import config, hardware, presets
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import CampaignStarted, Event, RunEnded, Stopped
@@ -388,7 +389,7 @@ def test_a_new_lab_tells_its_preset_and_an_old_one_none(tmp_path: Path, call: Cl
     for name in presets.presets():
         presets.create(tmp_path / name, presets.presets()[name])
         assert config.load(tmp_path / name / "program.md")[0].preset == name
-    assert config.Config().preset is None
+    assert Config().preset is None
 
 
 def test_the_command_line_records_this_machine_and_the_preset(tmp_path: Path, call: Cli) -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from autoresearch.base.errors import UserError
 from autoresearch.executors.sandbox import sandboxes
-from autoresearch.lab import doctor, hardware
+from autoresearch.lab import doctor, hardware, presets
 
 
 def test_every_check_is_made_and_this_machine_can_train(lab: Path) -> None:
     checks = {check.name: check for check in doctor.examine(lab)}
-    assert set(checks) == set(doctor.CHECKS)
+    assert {*doctor.CHECKS, *doctor.LAB_CHECKS} < set(checks)
     assert [name for name, check in checks.items() if check.ok is False] == []
     assert all(check.remedy for check in checks.values() if not check.ok)
     assert "forward and backward" in checks["attention"].found
@@ -63,3 +65,46 @@ def test_the_device_is_tried_in_the_sandbox_that_runs_get(tmp_path: Path, monkey
         hidden = doctor.CHECKS["device in sandbox"](tmp_path)
         assert hidden.ok is False
         assert "sandbox: none" in hidden.remedy
+
+
+def checked(lab: Path, **more: Any) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.examine(lab, **more)}
+
+
+def test_a_whole_lab_is_checked(lab: Path) -> None:
+    found = checked(lab, researcher=lambda settings: f"{settings.researcher}: installed")
+    assert list(found)[len(doctor.CHECKS) :] == ["program.md", "editable", "preset", "data", "researcher"]
+    assert [check for check in found.values() if check.ok is False] == []
+    assert found["program.md"].found == "5 settings"
+    assert found["researcher"].found == "scripted: installed"
+
+
+@pytest.mark.parametrize(
+    ("front", "name", "words"),
+    [
+        ("resercher: x", "program.md", "unknown setting `resercher`"),
+        ("editable: [model.py]", "editable", "model.py is not in the last commit"),
+        ("preset: h100", "preset", "h100, and cpu fits this machine"),
+    ],
+)
+def test_what_is_wrong_with_a_lab_is_a_line_of_its_own(lab: Path, front: str, name: str, words: str) -> None:
+    (lab / "program.md").write_text(f"---\n{front}\n---\n")
+    check = checked(lab)[name]
+    assert not check.ok
+    assert words in check.found
+
+
+def test_a_researcher_that_cannot_be_asked_fails_with_what_to_do(lab: Path) -> None:
+    def away(settings: object) -> str:
+        raise UserError("nothing answers: start it")
+
+    check = checked(lab, researcher=away)["researcher"]
+    assert (check.ok, check.found) == (False, "nothing answers: start it")
+
+
+def test_data_that_is_not_prepared_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+    presets.create(tmp_path / "lab", presets.presets()["cpu"])
+    check = checked(tmp_path / "lab")["data"]
+    assert check.ok is None
+    assert "autoresearch prepare" in check.remedy

@@ -17,7 +17,7 @@ from autoresearch.base import atomic, process
 from autoresearch.base.errors import BusyError, UserError
 from autoresearch.grading.protocol import LOG
 from autoresearch.lab import config
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalRefused, RunStarted
 from autoresearch.ledger.ledger import Mark

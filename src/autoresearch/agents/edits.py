@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autoresearch.agents.outcome import NotTried
 from autoresearch.base.errors import UserError
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.loop import compose

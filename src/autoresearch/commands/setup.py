@@ -9,16 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch.base import process
+from autoresearch.base import process, registry
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.grading.protocol import ENTRY
 from autoresearch.lab import config, doctor, hardware, presets
+from autoresearch.lab.settings import Config
 from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.planner import Row
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.loop import compose, recovery
+from autoresearch.researchers.interface import Checked
 from autoresearch.views import setup as view
 
 # percent of the processors; above this, sizes would be chosen for a machine that is slower than it is at night
@@ -66,10 +68,15 @@ def doctor_(
             "--repair", help="Repair the lab after a power cut or a failing disk: ledger, references, commits."
         ),
     ] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also ask the researcher's language model for one word.")
+    ] = False,
     as_json: AsJson = False,
     lab: Lab = HERE,
 ) -> None:
     """Check this machine: device, torch, memory, disk, git, sandbox, and a real attention forward and backward pass.
+
+    In a lab it also checks program.md, the editable files, the preset, the data and the researcher.
 
     With --fit it measures speed and memory of the lab's train.py instead and shows the table. Then it sets DEPTH,
     DEVICE_BATCH_SIZE and TOTAL_BATCH_SIZE in train.py and EVAL_TOKENS in prepare.py, for you to commit.
@@ -87,7 +94,7 @@ def doctor_(
         _fit(lab, as_json=as_json)
         return
     checks = []
-    for check in doctor.examine(lab.resolve()):
+    for check in doctor.examine(lab.resolve(), lambda settings: _asked(lab, settings, online=online)):
         checks.append(check)
         if not as_json:
             view.show_check(check, Console())
@@ -95,6 +102,20 @@ def doctor_(
         print_json(checks)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
+
+
+def _asked(lab: Path, settings: Config, *, online: bool) -> str:
+    """Whether the lab's researcher, judge and executor can be used, in words."""
+    workspace = Workspace.open(lab)
+    compose.interpreter(settings, workspace.root)
+    compose.judge(settings)
+    registry.find("executor", registry.EXECUTORS, settings.executor)
+    compose.check_caps(settings)
+    made = compose.researcher(settings.researcher, compose.kit(workspace, settings, f"lab:{workspace.root}:"))
+    if not isinstance(made, Checked):
+        return f"{settings.researcher}: installed"
+    made.check(online=online)
+    return f"{settings.researcher}: {'it answers' if online else 'not asked (--online asks it for a word)'}"
 
 
 def _fit(lab: Path, *, as_json: bool) -> None:

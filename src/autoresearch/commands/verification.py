@@ -20,7 +20,7 @@ from autoresearch.commands.results import read_results
 from autoresearch.judging import audit as auditing
 from autoresearch.judging import claims as standings
 from autoresearch.lab import config, presets
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign

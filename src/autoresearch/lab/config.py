@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from autoresearch.base.errors import UserError
 from autoresearch.lab import redaction
+from autoresearch.lab.settings import Config
+from autoresearch.ledger import report
 
 FENCE = "---"
+SHOWN = 60  # characters of a wrong value
 CACHE = "AUTORESEARCH_CACHE"
 KERNELS = "KERNELS_CACHE"
 DEVICE = "AUTORESEARCH_DEVICE"  # the kind of device under which a run is filed; prepare.py refuses any other
@@ -48,55 +50,6 @@ NETWORK_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT
 DEFAULTS = {"GOMP_SPINCOUNT": "3000"}
 
 
-class Config(BaseModel):
-    """What the user sets in the front matter of program.md."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    researcher: str = "builtin"
-    model: str | None = None
-    base_url: str | None = None
-    fallback: Literal["builtin", "none"] = "builtin"
-    ahead: int = Field(default=0, ge=0, le=1)
-    repairs: int = Field(default=2, ge=0)
-    propose_seconds: float = Field(default=900, gt=0)
-    max_tokens: int | None = Field(default=None, gt=0)
-    max_usd: float | None = Field(default=None, gt=0)
-    max_tokens_per_trial: int | None = Field(default=None, gt=0)
-    max_usd_per_trial: float | None = Field(default=None, gt=0)
-    papers: tuple[Path, ...] = ()
-    preset: str | None = None
-    executor: str = "local"
-    sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = "auto"
-    startup_seconds: float = Field(default=300, gt=0)
-    memory_gb: float | None = Field(default=None, gt=0)
-    judge: str = "posterior"
-    advance: float = Field(default=0.75, ge=0.5, lt=1)
-    error_rate: float = Field(default=0.05, gt=0, lt=0.5)
-    smallest_effect: float = Field(default=0.0002, ge=0)
-    confirm_every: int = Field(default=20, ge=1)
-    refuted: Literal["rewind", "ablate"] = "rewind"
-    max_runs: int = Field(default=3, ge=1)
-    baseline_seeds: int = Field(default=3, ge=1)
-    soft_memory_gb: float | None = Field(default=None, gt=0)
-    memory_price: float = Field(default=0.001, ge=0)
-    simplicity: bool = True
-    prune: bool = True
-    max_disturbance: float = Field(default=0.03, gt=0, le=1)
-    quiet_seconds: float = Field(default=600, ge=0)
-    grading_factor: float = Field(default=3, ge=1)
-    examine_keeps: bool = True
-    editable: tuple[str, ...] = Field(default=("train.py",), min_length=1)
-    allowance_seconds: float = Field(default=300, gt=0)
-    min_free_gb: float = Field(default=1, ge=0)
-    python: Path | None = None
-
-    @property
-    def interpreter(self) -> Path:
-        """The Python that runs the lab's files."""
-        return self.python or Path(sys.executable)
-
-
 def load(path: Path) -> tuple[Config, str]:
     """Read program.md: its configuration, and the prose below it.
 
@@ -104,48 +57,63 @@ def load(path: Path) -> tuple[Config, str]:
         UserError: the file cannot be read, or its front matter is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path} ({error}): a lab needs its program.md") from error
-    front, prose = _split(text, path)
+    front, first, prose = _split(text, path)
     try:
-        return Config.model_validate(_mapping(front, path)), prose
+        return Config.model_validate(_mapping(front, first, path)), prose
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(_problems(error))}") from error
 
 
-def _split(text: str, path: Path) -> tuple[str, str]:
+def _split(text: str, path: Path) -> tuple[str, int, str]:
+    """The front matter, the number of its first line, and the prose. Blank lines may come before it."""
     lines = text.splitlines()
     fences = [number for number, line in enumerate(lines) if line.strip() == FENCE]
-    if len(fences) < 2 or fences[0] != 0:
+    if len(fences) < 2 or any(line.strip() for line in lines[: fences[0]]):
         raise UserError(
             f"{path} has no front matter: begin it with a line `---`, settings like `researcher: builtin`, "
             "and a line `---`"
         )
-    return "\n".join(lines[1 : fences[1]]), "\n".join(lines[fences[1] + 1 :])
+    first, last = fences[0] + 1, fences[1]
+    return "\n".join(lines[first:last]), first + 1, "\n".join(lines[last + 1 :])
 
 
-def _mapping(front: str, path: Path) -> dict[object, object]:
+def _mapping(front: str, first: int, path: Path) -> dict[object, object]:
     try:
+        root = yaml.compose(front, yaml.SafeLoader)
         values = yaml.safe_load(front) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 2}" if mark else ""
+        where = f" in line {mark.line + first}" if mark else ""
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"the front matter of {path} must be lines like `researcher: builtin`")
+    keys = [(str(key.value), key.start_mark.line + first) for key, _ in root.value] if root else []
+    seen = dict(reversed(keys))
+    if twice := [f"`{key}` in lines {seen[key]} and {line}" for key, line in keys if line != seen[key]]:
+        raise UserError(f"{path} sets something twice: {', '.join(twice)}; leave one of them")
     return values
 
 
 def _problems(error: ValidationError) -> list[str]:
-    return [_problem(str(item["loc"][0]), str(item["type"]), str(item["msg"])) for item in error.errors()]
+    return [_problem(item) for item in error.errors()]
 
 
-def _problem(key: str, kind: str, message: str) -> str:
-    if kind != "extra_forbidden":
-        return f"`{key}`: {message[0].lower()}{message[1:]}"
-    nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0)
-    return f"unknown setting `{key}` (nearest: `{nearest[0]}`)"
+def _problem(item: ErrorDetails) -> str:
+    """What is wrong with a setting, and what it was."""
+    key, kind, given = str(item["loc"][0]), str(item["type"]), item["input"]
+    if kind == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0)
+        return f"unknown setting `{key}` (nearest: `{nearest[0]}`)"
+    if kind == "tuple_type":
+        return f"`{key}` should be a list, like `[{given}]`"
+    if kind == "value_error":
+        return f"`{key}`: {str(item['msg']).removeprefix('Value error, ')}"
+    message = str(item["msg"]).replace("Input", "it", 1)
+    shown = report.shorten(report.one_line(str(given)), SHOWN)
+    return f"`{key}`: {message[0].lower()}{message[1:]}, but is {shown!r}"
 
 
 def run_environment() -> dict[str, str]:

@@ -14,9 +14,12 @@ import psutil
 from autoresearch.base import git
 from autoresearch.base.errors import UserError
 from autoresearch.executors.sandbox import bubblewrap, sandboxes
+from autoresearch.grading import splits
 from autoresearch.lab import config, hardware
 from autoresearch.lab.hardware import GIBIBYTE
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
+from autoresearch.researchers.guard import rules
 
 MIN_MEMORY_GB = 4
 MIN_DISK_GB = 5
@@ -37,14 +40,37 @@ class Check:
     remedy: str = ""
 
 
-def examine(directory: Path) -> Iterator[Check]:
-    """Every check, in order, as it is made. None of them raises."""
+def examine(directory: Path, researcher: Callable[[Config], str] | None = None) -> Iterator[Check]:
+    """Every check, in order, as it is made: of the machine, and in a lab of the lab. None of them raises.
+
+    `researcher` says in words whether the lab's researcher can be asked, or raises a UserError.
+    """
+    last = None
     for name, check in CHECKS.items():
-        try:
-            yield check(directory)
-        # a broken driver or package can raise anything, and that is what the doctor should show
-        except Exception as error:
-            yield Check(name, False, f"{type(error).__name__}: {error}", "reinstall with `pip install autoresearch`")
+        yield (last := _made(name, lambda check=check: check(directory)))  # type: ignore[misc]
+    if last is None or not last.ok:
+        return
+    workspace = Workspace(directory)
+    try:
+        settings, _ = config.load(workspace.program)
+    except UserError as error:
+        yield Check("program.md", False, str(error))
+        return
+    yield Check("program.md", True, f"{len(settings.model_fields_set)} settings")
+    for name, test in LAB_CHECKS.items():
+        yield _made(name, lambda test=test: test(workspace, settings))  # type: ignore[misc]
+    if researcher:
+        yield _made("researcher", lambda: Check("researcher", True, researcher(settings)))
+
+
+def _made(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except UserError as error:
+        return Check(name, False, str(error))
+    # a broken driver or package can raise anything, and that is what the doctor should show
+    except Exception as error:
+        return Check(name, False, f"{type(error).__name__}: {error}", "reinstall with `pip install autoresearch`")
 
 
 def _python(directory: Path) -> Check:
@@ -136,6 +162,41 @@ def _lab(directory: Path) -> Check:
         return Check("lab", None, "not in a lab", str(error))
 
 
+def _editable(workspace: Workspace, settings: Config) -> Check:
+    head = workspace.head()
+    files = workspace.files(head) if head else {}
+    for path in settings.editable:
+        if path not in files:
+            return Check("editable", False, f"{path} is not in the last commit", f"`git add {path}` and commit it")
+        if problem := rules.syntax_problem(path, files[path].decode(errors="replace")):
+            return Check("editable", False, problem, "fix it and commit it: the search starts from it")
+    return Check("editable", True, ", ".join(settings.editable))
+
+
+def _preset(workspace: Workspace, settings: Config) -> Check:
+    fitting = hardware.preset_for(hardware.device())
+    if settings.preset in (None, fitting):
+        return Check("preset", True, settings.preset or "none is named")
+    remedy = "a run may be too slow or not fit; `autoresearch doctor --fit` measures it and sets the sizes"
+    return Check("preset", None, f"{settings.preset}, and {fitting} fits this machine", remedy)
+
+
+def _data(workspace: Workspace, settings: Config) -> Check:
+    prepare_py = (workspace.root / "prepare.py").read_text(encoding="utf-8")
+    if not splits.can_be_graded(prepare_py):
+        return Check("data", None, "this lab's prepare.py does not say", "its scores will be self-reported")
+    try:
+        found = splits.reading(prepare_py)
+    except UserError as error:
+        return Check("data", None, f"not ready ({error})", "`autoresearch prepare`; `run` does it, too")
+    return Check("data", True, f"prepared: {found.vocabulary:,} tokens in the vocabulary, context {found.context:,}")
+
+
+LAB_CHECKS: dict[str, Callable[[Workspace, Config], Check]] = {
+    "editable": _editable,
+    "preset": _preset,
+    "data": _data,
+}
 CHECKS: dict[str, Callable[[Path], Check]] = {
     "python": _python,
     "torch": _torch,

@@ -23,7 +23,7 @@ from autoresearch.grading.protocol import ENTRY
 from autoresearch.judging.interface import Judge
 from autoresearch.judging.judge import Terms
 from autoresearch.lab import config, hardware, past_trials, presets
-from autoresearch.lab.config import Config
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
