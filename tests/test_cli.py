@@ -100,6 +100,44 @@ def test_a_new_campaign_in_place_of_a_failed_one_is_told(tmp_path: Path, call: C
     assert re.search(r"campaign \S+ has no baseline that counts \(trial 0\): this starts \S+-2", out)
 
 
+def test_each_campaign_has_its_table_and_tags_lists_them(lab: Path, call: Cli) -> None:
+    refused(call("tags", "--lab", lab), "no campaign yet")
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0), "--tag", "first")
+    first = (lab / "results.tsv").read_text()
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 1.5), "--tag", "second")
+    assert code == 0
+    assert (lab / "results-first.tsv").read_text() == first
+    assert (lab / "results.tsv").read_text() != first
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 1.5, 1.2))
+    assert "continuing campaign second, with 2 trials so far" in out
+    code, out, _ = call("tags", "--lab", lab)
+    assert [line.split()[:4] for line in out.splitlines()[1:]] == [
+        ["first", "2", "1", "2.0000"],
+        ["*", "second", "3", "2"],
+    ]
+    found = json.loads(call("tags", "--lab", lab, "--json")[1])
+    assert [(each["tag"], each["current"]) for each in found] == [("first", False), ("second", True)]
+    code, out, _ = call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.4), "--tag", "first")
+    assert code == 0
+    assert (lab / "results-second.tsv").is_file()
+
+
+def test_a_table_of_that_name_that_is_not_ours_is_saved_aside(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0), "--tag", "first")
+    (lab / "results-first.tsv").write_text("mine\n")
+    call("run", "--lab", lab, "--researcher", script(lab, 1.5), "--tag", "second")
+    assert "mine\n" in [path.read_text() for path in lab.glob("results-first.saved*.tsv")]
+
+
+def test_diff_shows_how_two_trials_differ(lab: Path, call: Cli) -> None:
+    call("run", "--lab", lab, "--researcher", script(lab, 2.0, 9.0))
+    code, out, _ = call("diff", 1, 2, "--lab", lab)
+    assert code == 0
+    assert {"-X = 2.0", "+X = 9.0"} <= set(out.splitlines())
+    assert call("diff", 1, 1, "--lab", lab)[1] == "the two are the same\n"
+    refused(call("diff", 1, 7, "--lab", lab), "no trial 7")
+
+
 def test_a_begun_campaign_says_that_it_does_not_see_later_commits(lab: Path, call: Cli) -> None:
     call("run", "--lab", lab, "--researcher", script(lab, 2.0, 1.5), "--trials", 1)
     (lab / "prepare.py").write_text(toy_lab.PREPARE.replace("TIME_BUDGET = 2", "TIME_BUDGET = 3"))
@@ -169,7 +207,7 @@ def test_doctor_says_what_it_found(call: Cli, tmp_path: Path) -> None:
     "command",
     [
         *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
-        *("status", "log", "show", "report", "chart", "keep", "drop"),
+        *("status", "log", "show", "report", "chart", "keep", "drop", "tags", "diff"),
     ],
 )
 def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None:

@@ -33,7 +33,8 @@ The front matter of `program.md` is the only configuration. All settings are opt
 of researchers in [researchers.md](researchers.md)."""
 COMMANDS = (
     *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
-    *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample", "keep", "drop"),
+    *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample"),
+    *("keep", "drop", "tags", "diff"),
 )
 
 

@@ -54,6 +54,16 @@ class Answers:
         path = self.workspace.overview
         return overview.read(path, self.ledger, tag) or overview.save(path, self.ledger, self.campaign(tag))
 
+    def campaigns(self) -> list[dict[str, object]]:
+        """Every campaign, newest last: its tag, what it is, and what it has reached.
+
+        Raises:
+            UserError: there is none.
+        """
+        latest = self.campaign(self.ledger.campaigns()[-1].tag if self.ledger.campaigns() else None)
+        current = self.ledger.campaign() or latest
+        return [in_short.campaign(each, is_current=each is current) for each in self.ledger.campaigns()]
+
     def status(self, tag: str | None = None, *, full: bool = False) -> dict[str, object]:
         """Where the campaign stands, and whether a loop is running; in short, or everything that is known."""
         found, running = self.overview(tag), self.workspace.is_locked()

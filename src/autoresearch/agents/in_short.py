@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autoresearch.agents.overview import Overview
-from autoresearch.judging import comparability
+from autoresearch.judging import claims, comparability
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import RunEnded
+from autoresearch.ledger.ledger import CONTROL
 from autoresearch.ledger.records import Purpose
 from autoresearch.ledger.report import Row
 
@@ -54,6 +55,24 @@ def status(found: Overview, *, running: bool) -> dict[str, object]:
             "refused": found.refused or None,
         }
     )
+
+
+def campaign(found: Campaign, *, is_current: bool) -> dict[str, object]:
+    """One campaign of a list."""
+    summary = claims.summary(found) if found.finished else None
+    return {
+        "tag": found.tag,
+        "current": is_current,
+        "kind": "control" if found.started.researcher == CONTROL else "search",
+        "trials": len(found.finished),
+        "kept": max(len(found.lineage) - 1, 0),
+        "best": summary and summary.best and summary.best.val_bpb,
+        "gain": summary and summary.gain,
+        "certainty": summary.certainty.value if summary and summary.gain else None,
+        "budget_seconds": found.started.budget_seconds,
+        "researcher": found.started.researcher,
+        "base": found.started.base[:7],
+    }
 
 
 def row(found: Row, finished: Trial) -> dict[str, object]:

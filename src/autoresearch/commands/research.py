@@ -62,6 +62,8 @@ def run(
         begun = ledger.campaign(tag)
         if told := compose.replaced(tag, ledger):
             print(told)
+        if begun:
+            print(f"continuing campaign {tag}, with {len(begun.finished)} trials so far")
         if begun and (told := compose.notice(begun, workspace)):
             print(told)
         if begun and begun.started.judge != settings.judge:

@@ -35,6 +35,33 @@ def status(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False, full: Full
     terminal.show_status(beside.overview(tag), beside.workspace.is_locked(), Console())
 
 
+def tags(lab: Lab = HERE, as_json: AsJson = False) -> None:
+    """List the lab's campaigns, newest last, with what each has reached.
+
+    Example: autoresearch tags
+    """
+    beside = Answers(Workspace.open(lab))
+    found = beside.campaigns()
+    if as_json:
+        print_json(found)
+    else:
+        terminal.show_tags(found, Console())
+
+
+def diff(
+    before: Annotated[int, typer.Argument(help="A trial's number.")],
+    after: Annotated[int, typer.Argument(help="Another trial's number.")],
+    lab: Lab = HERE,
+) -> None:
+    """Show how the files of two trials differ.
+
+    Example: autoresearch diff 0 8
+    """
+    beside = Answers(Workspace.open(lab))
+    first, second = (beside.trial(number).proposed.commit for number in (before, after))
+    terminal.show_patch(beside.workspace.patch(first, second), Console())
+
+
 def log(
     lab: Lab = HERE,
     tag: Tag = None,

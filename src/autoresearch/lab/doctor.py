@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import time
@@ -47,7 +48,7 @@ def examine(directory: Path, researcher: Callable[[Config], str] | None = None) 
     """
     last = None
     for name, check in CHECKS.items():
-        yield (last := _made(name, lambda check=check: check(directory)))  # type: ignore[misc]
+        yield (last := _made(name, functools.partial(check, directory)))
     if last is None or not last.ok:
         return
     workspace = Workspace(directory)
@@ -58,7 +59,7 @@ def examine(directory: Path, researcher: Callable[[Config], str] | None = None) 
         return
     yield Check("program.md", True, f"{len(settings.model_fields_set)} settings")
     for name, test in LAB_CHECKS.items():
-        yield _made(name, lambda test=test: test(workspace, settings))  # type: ignore[misc]
+        yield _made(name, functools.partial(test, workspace, settings))
     if researcher:
         yield _made("researcher", lambda: Check("researcher", True, researcher(settings)))
 

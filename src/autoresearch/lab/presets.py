@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parent / "template"
 COMMENTS_AT = 26  # the column of program.md's comments
 # What a run takes beside its budget: start-up, grading, and what is between runs (benchmarks/dead_time.py).
 AROUND, START_SECONDS = 1.1, 20.0
-IGNORED = ".autoresearch/\nresults.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
+IGNORED = ".autoresearch/\nresults.tsv\nresults-*.tsv\nprogress.png\n*.tmp\n__pycache__/\n"
 
 
 @dataclass(frozen=True)

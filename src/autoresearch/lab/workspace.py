@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import os
 import shutil
@@ -167,8 +168,17 @@ class Workspace:
         return git.resolve(self.root, "HEAD")
 
     def changed_paths(self) -> tuple[str, ...]:
-        """What differs in the checkout from its commit."""
-        return git.changed_paths(self.root)
+        """What differs in the checkout from its commit, except what this program writes."""
+        own = (self.results.name, self.chart.name, f"{self.state.name}/")
+        return tuple(
+            path
+            for path in git.changed_paths(self.root)
+            if path not in own and not fnmatch.fnmatch(path, self.older_results("*").name)
+        )
+
+    def older_results(self, tag: str) -> Path:
+        """The table of a campaign that is not the one at work."""
+        return self.results.with_name(f"{self.results.stem}-{tag}{self.results.suffix}")
 
     def has_branch(self, tag: str) -> bool:
         return git.resolve(self.root, f"refs/heads/{self.branch(tag)}") is not None

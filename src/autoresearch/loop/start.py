@@ -15,7 +15,7 @@ from autoresearch.ledger.records import Proposal
 from autoresearch.loop import recovery
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.stages import Stages
-from autoresearch.loop.trial import enter, publish, run_trial
+from autoresearch.loop.trial import enter, publish, publish_older, run_trial
 from autoresearch.researchers.guard import rules
 from autoresearch.researchers.interface import Checked
 
@@ -49,6 +49,7 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
     recovery.check(stages.workspace, campaign)
     comparability.check(campaign, stages.device, {})  # before anything is fetched for nothing
     publish(stages, campaign)
+    publish_older(stages, campaign)
     stages.prepare(stages.workspace.files(campaign.started.base))
     if campaign.classes():
         comparability.check(campaign, stages.device, stages.grader.fingerprints())

@@ -14,6 +14,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import FileSaved, TrialProposed, Verdict
 from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.ledger.records import Decision, RunEvent, Status
+from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.run import run_once
 from autoresearch.loop.stages import Stages
@@ -132,6 +133,15 @@ def publish(stages: Stages, campaign: Campaign) -> None:
         rows, results = report.rows(campaign), stages.results
         if saved := results.write(rows, lambda: commits_of(stages.ledger)):
             stages.record(FileSaved(campaign.tag, results.path.name, saved.name))
+
+
+def publish_older(stages: Stages, campaign: Campaign) -> None:
+    """Give every other search of the lab its own table, since results.tsv is this one's."""
+    for each in stages.ledger.campaigns():
+        if each.tag != campaign.tag and each.started.researcher != CONTROL and each.finished:
+            table = ResultsFile(stages.workspace.older_results(each.tag))
+            if saved := table.write(report.rows(each), lambda: commits_of(stages.ledger)):
+                stages.record(FileSaved(campaign.tag, table.path.name, saved.name))
 
 
 def commits_of(ledger: Ledger) -> set[str]:

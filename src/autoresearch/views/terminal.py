@@ -104,6 +104,35 @@ def _log_table(lines: Iterable[tuple[str | Text, ...]]) -> Table:
     return table
 
 
+def show_tags(campaigns: Iterable[Mapping[str, object]], console: Console) -> None:
+    """The campaigns of a lab, newest last. A star marks the one that `run` continues."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "tag", "trials", "kept", "best", "gain", "researcher"):
+        table.add_column(name, justify="right" if name in ("trials", "kept", "best", "gain") else "left")
+    for each in campaigns:
+        best, gain = each["best"], each["gain"]
+        table.add_row(
+            "*" if each["current"] else "",
+            Text(str(each["tag"])),
+            str(each["trials"]),
+            str(each["kept"]),
+            f"{best:.4f}" if isinstance(best, float) else "",
+            f"{-gain:+.4f} {each['certainty']}" if isinstance(gain, float) and each["certainty"] else "",
+            Text(one_line(str(each["researcher"] if each["kind"] == "search" else "none: a control"))),
+        )
+    console.print(table)
+
+
+def show_patch(patch: str, console: Console) -> None:
+    """A patch, in color on a terminal."""
+    console.print(_colored(patch, console) if patch.strip() else Text("the two are the same"), soft_wrap=True)
+
+
+def _colored(patch: str, console: Console) -> ConsoleRenderable:
+    code = Syntax(plain(patch), "diff", theme="ansi_dark", background_color="default", word_wrap=True)
+    return code if console.is_terminal else Text(code.code.rstrip("\n"))
+
+
 # ---------------------------------------------------------------- one trial
 
 
@@ -133,8 +162,7 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classe
     if trial.crash:
         _section(console, trial.crash.kind.value, Text(plain(trial.crash.detail), "red"))
     if patch.strip():
-        code = Syntax(plain(patch), "diff", theme="ansi_dark", background_color="default", word_wrap=True)
-        _section(console, f"patch ({proposed.lines_changed} lines)", code if console.is_terminal else Text(code.code))
+        _section(console, f"patch ({proposed.lines_changed} lines)", _colored(patch, console))
     if log_tail.strip():
         _section(console, "end of the log", Text(plain(log_tail).rstrip(), "dim"))
 
