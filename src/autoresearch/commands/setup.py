@@ -35,6 +35,13 @@ def new(
     budget: Annotated[
         int | None, typer.Option(min=1, help="Training time of a run in seconds (presets use 300).")
     ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The text: a file or folder of yours, climbmix, tinystories or stdlib.")
+    ] = None,
+    text_key: Annotated[
+        str | None,
+        typer.Option(help="The field of your jsonl or parquet files that holds the text.", show_default="text"),
+    ] = None,
     reference: Annotated[
         bool, typer.Option("--reference", help="Use the published recipe without this preset's improvements.")
     ] = False,
@@ -43,13 +50,13 @@ def new(
 
     Without --preset the hardware decides. docs/recipe.md lists what --reference leaves out.
 
-    Example: autoresearch new my-lab --preset cpu --budget 60
+    Example: autoresearch new my-lab --preset cpu --budget 60 --source ~/texts --text-key body
     """
     table = presets.presets()
     name = preset or hardware.preset_for(hardware.device())
     if name not in table:
         raise UserError(f"there is no preset {name!r}: choose one of {', '.join(table)}")
-    presets.create(directory, table[name].reference if reference else table[name], budget)
+    presets.create(directory, table[name].reference if reference else table[name], budget, source, text_key)
     recipe = ", the published recipe" if reference else ""
     print(f"created {directory} with preset {name}{recipe}: for {table[name].purpose}")
     print(f"next: cd {shlex.quote(str(directory))} && autoresearch run        (program.md is yours to edit)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ import yaml
 from autoresearch.base import git
 from autoresearch.base.errors import UserError
 
+SOURCES = ("climbmix", "tinystories", "stdlib")  # of text, that prepare.py knows
 SHIPPED = Path(__file__).parent / "template"
 COMMENTS_AT = 26  # the column of program.md's comments
 # What a run takes beside its budget: start-up, grading, and what is between runs (benchmarks/dead_time.py).
@@ -43,16 +46,23 @@ def presets() -> dict[str, Preset]:
     return {name: Preset(name, entry.pop("for"), **entry) for name, entry in table.items()}
 
 
-def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -> None:
-    """Write a lab and make its first commit. A budget in seconds replaces the preset's.
+def create(
+    directory: Path,
+    preset: Preset,
+    budget_seconds: int | None = None,
+    source: str | None = None,
+    text_key: str | None = None,
+) -> None:
+    """Write a lab and make its first commit. A budget in seconds and a source of text replace the preset's.
 
     Raises:
-        UserError: the directory exists and is not empty.
+        UserError: the directory cannot be made, or is not empty, or there is no such source.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if os.path.lexists(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: choose another name for the lab")
     git.version()  # fails now, not halfway, if there is no git
-    changed = {} if budget_seconds is None else {"TIME_BUDGET": budget_seconds}
+    wanted = {"TIME_BUDGET": budget_seconds, "SOURCE": source and source_of(source), "TEXT_KEY": text_key}
+    changed = {name: value for name, value in wanted.items() if value is not None}
     files = {
         "prepare.py": fill(_shipped("prepare.py"), {**preset.prepare, **changed}),
         "train.py": fill(_shipped("train.py"), {**preset.train, **preset.improved}),
@@ -64,6 +74,20 @@ def create(directory: Path, preset: Preset, budget_seconds: int | None = None) -
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
     git.init(directory)
     git.commit_all(directory, f"A lab of preset {preset.name}")
+
+
+def source_of(named: str) -> str:
+    """What SOURCE in prepare.py is for a text that a user names: one of ours, or a file or folder.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    if named in SOURCES:
+        return named
+    path = Path(named.removeprefix("files:")).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"there is no text in {path}: name a file or a folder, or one of {', '.join(SOURCES)}")
+    return f"files:{path.as_posix()}"
 
 
 def _program(preset: Preset, budget_seconds: float) -> str:
@@ -107,7 +131,7 @@ def fill(source: str, constants: Mapping[str, object]) -> str:
 def _literal(value: object) -> str:
     """A constant as Python source. Powers of two are written as such in presets.yaml."""
     is_power = isinstance(value, str) and re.fullmatch(r"\d+\*\*\d+", value)
-    return str(value) if is_power else (f'"{value}"' if isinstance(value, str) else repr(value))
+    return str(value) if is_power else (json.dumps(value) if isinstance(value, str) else repr(value))
 
 
 def budget(prepare: str) -> float:

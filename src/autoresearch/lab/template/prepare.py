@@ -40,6 +40,7 @@ TIME_BUDGET = 300  # training time, in seconds; set here and nowhere else
 EVAL_TOKENS = 40 * 524288  # validation tokens per score, whatever the batch size
 VOCAB_SIZE = 8192  # tokens, including 4 special ones; at least 260 (256 bytes and the special ones)
 SOURCE = "climbmix"  # climbmix | tinystories | stdlib | files:PATH
+TEXT_KEY = "text"  # files: the field of jsonl files, and the column of parquet files, that holds the text
 NUM_SHARDS = 10  # climbmix: training shards, about 250 MB of text each
 PIECE_CHARS = 1024  # stdlib, files: text is cut into documents of at most this many characters
 BPE_MAX_CHARS = 1_000_000_000  # the tokenizer is trained on at most about this much text
@@ -78,6 +79,8 @@ DOWNLOADS = CACHE / "downloads"
 SETTINGS = [SOURCE, VOCAB_SIZE, NUM_SHARDS, CLIMBMIX_SHARDS, PIECE_CHARS, BPE_MAX_CHARS, BPE_DOC_CHARS, SPLIT_PATTERN]
 if SOURCE == "stdlib":  # its text is another with each version of Python
     SETTINGS += sys.version_info[:3]
+if TEXT_KEY != "text":
+    SETTINGS += [TEXT_KEY]
 SETTINGS_DIGEST = hashlib.sha256(json.dumps(SETTINGS).encode()).hexdigest()[:12]
 DATA = CACHE / "data" / f"{SOURCE.partition(':')[0]}-{SETTINGS_DIGEST}"
 TOKENIZER_FILE = "tokenizer.tiktoken"
@@ -109,14 +112,17 @@ def read_documents(split: str) -> Iterator[str]:
 
 
 def local_documents(split: str) -> Iterator[str]:
-    """The documents of stdlib or files:PATH. Few files are split by document, many by file."""
-    files = local_files()
+    """The documents of stdlib or files:PATH. Few files are split by document, many by file. All bad files are named."""
+    files, problems = local_files(), []
     by_document = len(files) < 200  # splitting so few by file might leave a split empty
     for name, path in files.items():
-        if by_document:
-            yield from (text for text in file_texts(path) if hash_split(text) == split)
-        elif hash_split(name) == split:
-            yield from file_texts(path)
+        if by_document or hash_split(name) == split:
+            try:
+                yield from (text for text in file_texts(path) if not by_document or hash_split(text) == split)
+            except DataError as problem:
+                problems.append(str(problem))
+    if problems:
+        raise DataError("\n".join([*problems[:20], *(["..."] if len(problems) > 20 else [])]))
 
 
 def local_files() -> dict[str, Path]:
@@ -143,19 +149,31 @@ def file_texts(path: Path) -> Iterator[str]:
             if path.suffix == ".parquet":
                 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # not needed otherwise, and slow to import
 
-                batches = pq.ParquetFile(file).iter_batches(batch_size=1024, columns=["text"])
-                texts = (text for batch in batches for text in batch["text"].to_pylist() if text)
+                key = TEXT_KEY if SOURCE.startswith("files:") else "text"
+                batches = pq.ParquetFile(file).iter_batches(batch_size=1024, columns=[key])
+                texts = (text for batch in batches for text in batch[key].to_pylist() if text)
             elif path.suffix == ".jsonl":
-                texts = (json.loads(line)["text"] for line in file)
+                texts = (json.loads(line)[TEXT_KEY] for line in file)
             else:
                 texts = cut_text(file.read().decode(errors="replace" if SOURCE == "stdlib" else "strict"))
             for text in texts:
                 yield str.encode(text, "utf-8", "replace").decode()  # JSON can contain half a surrogate pair
                 count += 1
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        advice = "fix or delete it (a deleted download is fetched again), then run `python prepare.py` again"
-        raise DataError(f"cannot read {path} after {count} documents ({reason}): {advice}") from None
+        raise DataError(f"cannot read {path}: {what_is_wrong(path, error, count)}") from None
+
+
+def what_is_wrong(path: Path, error: Exception, count: int) -> str:
+    """Why a file cannot be read after so many documents, on one line, with what to do."""
+    if isinstance(error, UnicodeDecodeError):
+        line = error.object[: error.start].count(b"\n") + 1
+        return f"line {line} is not UTF-8: convert the file, as with `iconv -f latin1 -t utf-8`, or delete it"
+    if isinstance(error, KeyError):
+        where = "it has no column" if path.suffix == ".parquet" else f"line {count + 1} has no field"
+        return f"{where} {TEXT_KEY!r}: set TEXT_KEY in prepare.py to the one with the text"
+    where = f"line {count + 1}" if path.suffix == ".jsonl" else f"after {count} documents"
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{where} ({reason}): fix or delete it (a deleted download is fetched again), then run this again"
 
 
 def cut_text(text: str) -> list[str]:
@@ -203,10 +221,14 @@ def download(url: str) -> None:
         stop=stop_after_attempt(DOWNLOAD_ATTEMPTS),
         retry=retry_if_exception_type(httpx.TransportError),
         reraise=True,
+        before_sleep=lambda state: print(
+            f"{path.name}: {state.outcome and state.outcome.exception()!r}; trying again soon", flush=True
+        ),
     )
     with filelock.FileLock(path.with_suffix(".lock")):
         if path.exists():
             return
+        print(f"downloading {path.name}", flush=True)
         try:
             retrying(fetch, url, part)
         except httpx.HTTPError as error:
@@ -307,7 +329,7 @@ def main() -> None:
     building = DATA.with_suffix(".building")
     try:
         DATA.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(DATA.with_suffix(".lock")):
+        with only_one(DATA.with_suffix(".lock")):
             if is_prepared():
                 print(f"already prepared: {DATA} (delete it to prepare again)", flush=True)
                 return
@@ -321,6 +343,21 @@ def main() -> None:
     except OSError as error:  # while writing; an error while reading is a DataError already
         advice = "free some space there or set AUTORESEARCH_CACHE to another folder"
         raise DataError(f"cannot write in {CACHE} ({error.strerror}): {advice}") from None
+
+
+@contextlib.contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock, and say so if another process has it."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print("waiting for another process that is preparing the same data", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_constants() -> None:
