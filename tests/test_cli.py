@@ -243,6 +243,44 @@ def test_try_answers_in_a_few_lines_or_in_json_alone(lab: Path) -> None:
     assert "git restore --source=autoresearch/" in answer["next"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_output_that_cannot_show_a_character_ends_nothing(lab: Path, encoding: str) -> None:
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "autoresearch", *words, "--lab", str(lab)]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+        done = subprocess.run(command, capture_output=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode(encoding)
+
+    (lab / "train.py").write_text(toy_lab.train_with(2.0))
+    assert "keep" in said("try", "-m", "X → 2 ✓")
+    for command in (("status",), ("log",), ("show", "1"), ("report",), ("tags",)):
+        assert "bug" not in said(*command)
+    assert "\\u2192" in said("show", "1")
+
+
+def test_a_place_that_cannot_be_made_a_sub_folder_and_h_are_plain_and_right(lab: Path, call: Cli) -> None:
+    refused(call("new", "/proc/x"), "/proc/x cannot be made", "choose a place")
+    refused(call("new", "/dev/null/x"), "/dev/null/x cannot be made", "choose a place")
+    (lab / "sub").mkdir()
+    refused(call("status", "--lab", lab / "sub"), f"{lab} has no campaign yet")
+    for command in ([], ["run"], ["try"]):
+        assert call(*command, "-h")[:2] == call(*command, "--help")[:2]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give a lab away")
+def test_a_lab_of_another_user_is_told_with_what_to_do(lab: Path, call: Cli) -> None:
+    os.chown(lab, 65534, 65534)
+    os.chown(lab / ".git", 65534, 65534)
+    refused(call("status", "--lab", lab), "belongs to another user", "safe.directory")
+
+
+def test_a_report_of_a_table_draws_nothing_unasked(tmp_path: Path, call: Cli) -> None:
+    (tmp_path / "results.tsv").write_text("commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabc\t1.0\t1.0\tkeep\tx\n")
+    assert call("report", tmp_path / "results.tsv")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.tsv"]
+
+
 def test_every_error_is_json_for_who_asked_for_json(lab: Path, call: Cli) -> None:
     for command in (["status"], ["show", 3], ["try", "-m", " "], ["try"], ["report", "nothing.tsv"]):
         code, out, err = call(*command, "--lab", lab, "--json")

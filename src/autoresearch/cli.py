@@ -24,6 +24,7 @@ REMEDIES = {
     errno.EROFS: "choose a place where you can write",
 }
 
+HELP = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {  # where each is, in the order of --help
     "new": "setup.new",
     "doctor": "setup.doctor_",
@@ -63,10 +64,13 @@ def assembled(wanted: str | None = None) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
+        context_settings=HELP,
     )
     for name in [wanted] if wanted in COMMANDS else COMMANDS:
         module, function = COMMANDS[name].split(".")
-        app.command(name)(getattr(importlib.import_module(f"autoresearch.commands.{module}"), function))
+        app.command(name, context_settings=HELP)(
+            getattr(importlib.import_module(f"autoresearch.commands.{module}"), function)
+        )
     app.callback()(_options)
     return app
 

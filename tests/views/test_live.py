@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -20,7 +21,7 @@ from autoresearch.ledger.events import (
     Verdict,
 )
 from autoresearch.ledger.records import Crash, CrashKind, Estimate, Outcome, Purpose, RunEvent, Scalar, Status
-from autoresearch.views.live import LiveView
+from autoresearch.views.live import LiveView, Work
 from published import campaign, trial
 
 STARTED = CampaignStarted("nov21", "a" * 40, "builtin", "greedy", "local", "none", {}, 60.0)
@@ -211,3 +212,22 @@ def test_a_verdict_is_explained_and_a_confirmation_is_told_with_its_runs() -> No
     assert f"     {reason}" in said
     assert "#1   starts again, to confirm, seed 1000: halve total batch" in said
     assert f"#1 {told}" in said
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("no_color", [False, True])
+def test_the_live_line_is_one_line_with_its_number_first(width: int, no_color: bool) -> None:
+    out = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=True,
+        no_color=no_color,
+        color_system=None if no_color else "standard",
+    )
+    view = LiveView(out, clock=lambda: 95.0)
+    view._work = Work(12, "halve the batch and move the rate", 0.0, "training", 0.5, 3.2, 12346.0, 0.03)
+    out.print(view._line())
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", printed(out)).splitlines()
+    assert len(lines) == 1
+    assert len(lines[0]) <= width
+    assert lines[0][1:].startswith(" #12 ━━━━━━━━──────── 1:35 ")

@@ -7,6 +7,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from autoresearch.agents import overview
 from autoresearch.lab.doctor import Check
@@ -17,6 +18,7 @@ from autoresearch.ledger.records import Crash, CrashKind, Status
 from autoresearch.ledger.report import Pace, rows, summarize
 from autoresearch.ledger.results_tsv import from_tsv
 from autoresearch.views import setup, terminal
+from autoresearch.views.lines import label, say
 from published import PUBLISHED, campaign, trial
 
 NASTY = "halve [red]batch[/red] [link=file:///etc]x[/] \x1b[2J\x1b]0;owned\x07\u202eend"
@@ -180,3 +182,18 @@ def test_the_table_of_a_fit_stands_under_its_head_and_its_plan_has_the_reasons()
     ):
         assert wanted in said
     assert "no time left for depth 3 with 8 rows" in said
+
+
+def test_a_long_line_is_wrapped_between_words_below_its_value_on_a_terminal_only() -> None:
+    text = "the score is lower than that of the best version and yet it is discarded since that may be luck"
+    seen = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    say(seen, label("why", text), Text(text))
+    assert printed(seen).splitlines() == [
+        "why         the score is lower than that of the best version and yet it is",
+        "            discarded since that may be luck",
+        "the score is lower than that of the best version and yet it is discarded since",
+        "that may be luck",
+    ]
+    piped = console()
+    say(piped, label("why", text * 3))
+    assert len(printed(piped).splitlines()) == 1

@@ -63,6 +63,11 @@ def top_level(directory: Path) -> Path | None:
     except GitError as error:
         if "not a git repository" in str(error):
             return None
+        if "dubious ownership" in str(error):
+            raise GitError(
+                f"{directory} belongs to another user, so git does not work in it: if you trust it, run `git config "
+                f"--global --add safe.directory {directory}`"
+            ) from error
         raise
 
 

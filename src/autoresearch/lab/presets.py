@@ -69,7 +69,10 @@ def create(
         "program.md": _program(preset, budget_seconds or budget(_shipped("prepare.py"))),
         ".gitignore": IGNORED,
     }
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be made ({error.strerror}): choose a place where you can write") from error
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8", newline="\n")
     git.init(directory)

@@ -28,6 +28,10 @@ LATEST = 4  # trials whose directories are cleared of half-written files: one at
 PRIVATE = 0o700  # transcripts and logs are for their owner alone
 
 
+def _is_lab(root: Path) -> bool:
+    return all((root / name).is_file() for name in LAB_FILES)
+
+
 class Workspace:
     """One lab. All paths that the program writes in it are properties here."""
 
@@ -47,12 +51,14 @@ class Workspace:
 
     @classmethod
     def open(cls, directory: Path) -> Workspace:
-        """The lab in a directory.
+        """The lab in a directory, or the one that the directory is a part of.
 
         Raises:
             UserError: it is not a lab: a file is missing, or it is not the root of a git repository.
         """
         root = directory.resolve()
+        if (above := next((path for path in root.parents if _is_lab(path)), None)) and not _is_lab(root):
+            root = above
         missing = [name for name in LAB_FILES if not (root / name).is_file()]
         if missing:
             raise UserError(

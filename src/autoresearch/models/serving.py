@@ -15,6 +15,7 @@ import socket
 import string
 import time
 from collections.abc import AsyncGenerator, Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -254,15 +255,19 @@ def event(values: dict[str, Any]) -> str:
     return f"data: {json.dumps(values)}\n\n"
 
 
-def problem(message: str, status: int) -> dict[str, Any]:
+def problem(message: str, status: int, path: str = "") -> dict[str, Any]:
+    """An error as OpenAI's API has it. A 404 with a `path` is about that, without one about a model."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    code = "model_not_found" if status == 404 else None
+    code = "model_not_found" if status == 404 and not path else None
+    if path:
+        message = f"{message}: {path}; there are /, /v1/models and, with POST, /v1/completions"
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 async def refused(request: HttpRequest, error: Exception) -> Response:
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
-    return JSONResponse(problem(detail, status), status)
+    unknown = detail in (HTTPStatus.NOT_FOUND.phrase, HTTPStatus.METHOD_NOT_ALLOWED.phrase)
+    return JSONResponse(problem(detail, status, request.url.path if unknown else ""), status)
 
 
 async def failed(request: HttpRequest, error: Exception) -> Response:

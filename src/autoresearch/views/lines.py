@@ -37,9 +37,17 @@ def about(seconds: float) -> str:
 
 
 def say(console: Console, *lines: Text) -> None:
-    """Print lines that the terminal may wrap and a file keeps whole."""
+    """Print lines: whole in a file, and on a terminal wrapped between words, below the value of a `label`."""
     for line in lines:
-        console.print(line, soft_wrap=True)
+        if not console.is_terminal or line.cell_len <= console.width:
+            console.print(line, soft_wrap=True)
+            continue
+        indent = LABEL_WIDTH if line.plain[:LABEL_WIDTH].rstrip().count(" ") < 2 else 0
+        first = line.wrap(console, console.width)[0]
+        rest = line[len(first.plain) :].wrap(console, console.width - indent)
+        for each in (first, *(Text(" " * indent) + part for part in rest if part.plain.strip())):
+            each.rstrip()
+            console.print(each, soft_wrap=True)
 
 
 def set_up(started: CampaignStarted) -> str:

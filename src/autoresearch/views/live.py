@@ -13,9 +13,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
 from autoresearch.judging.comparability import other_kernels
@@ -37,6 +35,7 @@ from autoresearch.ledger.records import Outcome, Purpose, RunEvent, Status
 from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten, usual_seconds
 from autoresearch.views.lines import about, label, say, set_up, verdict_line
 
+BAR = 16  # columns
 QUIET_SECONDS = 15.0  # between two progress lines if there is no terminal
 
 
@@ -256,22 +255,23 @@ class LiveView:
             self._live.refresh()  # otherwise the old line would be drawn once more
         say(self._console, *lines)
 
-    def _line(self) -> Table:
+    def _line(self) -> Text:
         """The live line: always a single line, cut to the terminal's width."""
-        work = self._work
-        grid = Table.grid(padding=(0, 1), expand=True)
-        spinner = Spinner("line" if self._console.options.ascii_only else "dots", style="cyan")
+        work, ascii_only = self._work, self._console.options.ascii_only
+        frame = Spinner("line" if ascii_only else "dots", style="cyan").render(time.monotonic())
+        assert isinstance(frame, Text)
         if work is None:
-            grid.add_column(width=1)
-            grid.add_column(ratio=1)
-            grid.add_row(spinner, Text("preparing the next trial", "dim"))
-            return grid
-        for width in (1, None, 16, None, None):
-            grid.add_column(width=width, no_wrap=True)
-        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=1.0, completed=min(1.0, work.progress or 0.0), width=16)
-        elapsed = Text(_clock(self._clock() - work.since), "cyan")
-        grid.add_row(
-            spinner, Text(f"#{work.trial}", "bold"), bar, Text(work.numbers()), elapsed, Text(work.idea, "dim")
+            return Text.assemble(frame, (" preparing the next trial", "dim"))
+        line = Text.assemble(
+            *(frame, " ", (f"#{work.trial}", "bold"), " ", *bar(work.progress or 0.0, ascii_only=ascii_only), " "),
+            *((_clock(self._clock() - work.since), "cyan"), " ", work.numbers(), "  ", (work.idea, "dim")),
         )
-        return grid
+        line.truncate(self._console.width, overflow="crop" if ascii_only else "ellipsis")
+        return line
+
+
+def bar(share: float, *, ascii_only: bool) -> tuple[tuple[str, str], tuple[str, str]]:
+    """A bar that shows a share of the whole, also without color."""
+    done = round(min(1.0, share) * BAR)
+    full, rest = "#-" if ascii_only else "━─"
+    return (full * done, "cyan"), (rest * (BAR - done), "dim")
