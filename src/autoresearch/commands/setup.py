@@ -13,13 +13,13 @@ from autoresearch.base import process, registry
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.grading.protocol import ENTRY
-from autoresearch.lab import config, doctor, hardware, presets
+from autoresearch.lab import config, doctor, hardware, presets, recovery
 from autoresearch.lab.settings import Config
 from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.planner import Row
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.loop import compose, recovery
+from autoresearch.loop import compose
 from autoresearch.researchers.interface import Checked
 from autoresearch.views import setup as view
 

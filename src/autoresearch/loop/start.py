@@ -7,12 +7,12 @@ from collections.abc import Collection
 from autoresearch.base.errors import UserError
 from autoresearch.base.git import GitError
 from autoresearch.judging import comparability
+from autoresearch.lab import recovery
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import (
     CampaignStarted,
 )
 from autoresearch.ledger.records import Proposal
-from autoresearch.loop import recovery
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.stages import Stages
 from autoresearch.loop.trial import enter, publish, publish_older, run_trial
