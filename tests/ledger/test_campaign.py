@@ -83,7 +83,7 @@ def by_hand(campaign: Campaign, trial: Trial, *, keep: bool) -> Campaign:
         incumbent=(trial if keep else parent).number,
         by="a test",
         why="so",
-        after=campaign.trials[-1].number,
+        verdicts=len(campaign.finished),
         confirmations=len(campaign.confirmations),
     )
     return dataclasses.replace(campaign, chosen=(*campaign.chosen, chosen))

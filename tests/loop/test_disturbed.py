@@ -195,10 +195,10 @@ def test_the_live_view_says_it_at_once() -> None:
     view = LiveView(Console(file=out, width=200))
     view.progress(3, RunEvent("curve", 1.0, {"progress": 0.5, "loss": 2.0}))
     view.progress(3, RunEvent("load", 2.0, {"lost": 0.4}))
-    assert view._work is not None
-    assert "40% taken by other programs" in view._work.numbers()
+    assert view._works[3] is not None
+    assert "40% taken by other programs" in view._works[3].numbers()
     view.progress(3, RunEvent("waiting", 2.0, {"busy": 0.5}))
-    assert "waiting for a quiet machine" in view._work.numbers()
+    assert "waiting for a quiet machine" in view._works[3].numbers()
 
 
 def test_status_log_report_and_show_tell_it(lab: Path) -> None:

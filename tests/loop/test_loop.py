@@ -11,11 +11,11 @@ import pytest
 
 import toy_lab
 from autoresearch.base import git
-from autoresearch.base.errors import Exhausted, UserError
+from autoresearch.base.errors import Exhausted, NoProposal, UserError
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event, FileSaved, ProposalRefused, RunStarted, Stopped
 from autoresearch.ledger.records import CrashKind, Decision, Proposal, Status
-from autoresearch.loop import loop
+from autoresearch.loop import desk
 from autoresearch.loop.loop import run_campaign
 from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief
@@ -178,7 +178,10 @@ def test_a_judge_may_ask_for_more_seeds(lab: Path) -> None:
         def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
             return Decision(Status.KEEP, "both ran", rerun=len(candidate.runs) < 2)
 
-        def confirmation(self, campaign: Campaign, *, asked: bool) -> None:
+        def runs_needed(self, campaign: Campaign, candidate: Trial) -> int:
+            return 1
+
+        def confirmation(self, campaign: Campaign, *, asked: bool, flying: object = ()) -> None:
             return None
 
     run_campaign(stages(lab, [proposal(2.0)], judge=Twice()), "t", never)
@@ -238,17 +241,24 @@ def test_a_run_has_all_that_the_record_promises(lab: Path) -> None:
     assert run.memory_gb == pytest.approx(0.5)
 
 
-def test_the_pause_after_refusals_grows_from_nothing_and_ends_on_request(lab: Path) -> None:
+def test_the_pause_after_refusals_grows_from_nothing_up_to_a_limit(lab: Path) -> None:
     patient = stages(lab, policy=Policy())
+    assert desk.pause_seconds(patient, desk.FREE_REFUSALS) == 0.0
+    assert desk.pause_seconds(patient, desk.FREE_REFUSALS + 1) == 2.0
+    assert desk.pause_seconds(patient, 50) == patient.policy.longest_pause_seconds
 
-    def seconds(refusals: int, stop: Callable[[], bool]) -> float:
-        start = time.monotonic()
-        loop.pause(patient, refusals, stop)
-        return time.monotonic() - start
 
-    assert seconds(loop.FREE_REFUSALS, lambda: False) < 0.1
-    assert seconds(loop.FREE_REFUSALS + 1, lambda: False) >= 2
-    assert seconds(50, lambda: True) < 0.1
+def test_a_pause_ends_on_request(lab: Path) -> None:
+    class Silent:
+        name = "silent"
+
+        def propose(self, brief: Brief) -> Proposal:
+            raise NoProposal("nothing")
+
+    start = time.monotonic()
+    parts = stages(lab, researcher=Silent(), policy=Policy(longest_pause_seconds=60.0))
+    run_campaign(parts, "t", lambda made: "stop" if time.monotonic() > start + 8 else None)
+    assert time.monotonic() - start < 20
 
 
 def test_a_run_that_deletes_its_own_directory_is_a_crash_and_no_end(lab: Path) -> None:

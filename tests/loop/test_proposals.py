@@ -16,7 +16,7 @@ from autoresearch.base.errors import Exhausted, NoProposal, UserError
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import Event, GuidanceGiven, ProposalRefused, RunStarted, TrialProposed
 from autoresearch.ledger.records import CrashKind, Proposal, Purpose, Status
-from autoresearch.loop import proposals
+from autoresearch.loop import desk
 from autoresearch.loop.loop import run_campaign
 from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief
@@ -65,7 +65,7 @@ def refusals(lab: Path) -> list[str]:
 def test_a_researcher_that_hangs_is_told_and_the_fallback_carries_on(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proposals, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(desk, "GRACE_SECONDS", 0.2)
     awake = threading.Event()
     policy = dataclasses.replace(QUICK, propose_seconds=0.2)
     hanging = Calling(lambda brief: awake.wait(60) and proposal(2.0), "hanging")
@@ -117,7 +117,7 @@ def test_a_researcher_that_cannot_be_reached_is_told_before_anything_runs(lab: P
 
 
 def test_a_late_answer_is_still_taken(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proposals, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(desk, "GRACE_SECONDS", 0.0)
     slow = Calling(lambda brief: time.sleep(1.0) or proposal(2.0))  # type: ignore[func-returns-value]
     policy = Policy(propose_seconds=0.3, longest_pause_seconds=2.0)
     run_campaign(stages(lab, researcher=slow, policy=policy), "t", trials(1))
@@ -458,11 +458,9 @@ def test_a_program_with_a_key_in_it_never_runs(lab: Path, monkeypatch: pytest.Mo
 def test_what_an_unused_answer_has_cost_is_recorded_when_the_loop_stops(lab: Path) -> None:
     answers = iter([proposal(2.0, extra="import time; time.sleep(1)"), dataclasses.replace(proposal(1.5), tokens=7)])
     policy = dataclasses.replace(QUICK, ahead=1)
-    calls: list[int] = []
 
     def enough(made: int) -> str | None:
-        calls.append(made)
-        return "stopped by hand" if calls.count(1) > 2 else None
+        return "stopped by hand" if len(campaign(lab).finished) > 1 else None
 
     run_campaign(stages(lab, researcher=Calling(lambda brief: next(answers)), policy=policy), "t", enough)
     assert [refused.tokens for refused in campaign(lab).refused] == [7]

@@ -225,7 +225,7 @@ def test_the_live_line_is_one_line_with_its_number_first(width: int, no_color: b
         color_system=None if no_color else "standard",
     )
     view = LiveView(out, clock=lambda: 95.0)
-    view._work = Work(12, "halve the batch and move the rate", 0.0, "training", 0.5, 3.2, 12346.0, 0.03)
+    view._works[12] = Work(12, "halve the batch and move the rate", 0.0, "training", 0.5, 3.2, 12346.0, 0.03)
     out.print(view._line())
     lines = re.sub(r"\x1b\[[0-9;]*m", "", printed(out)).splitlines()
     assert len(lines) == 1

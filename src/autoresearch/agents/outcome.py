@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autoresearch.base.errors import UserError
 from autoresearch.judging import claims, judge
 from autoresearch.ledger import report
-from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.campaign import Campaign, Move, Trial
 from autoresearch.ledger.events import ProposalRefused
 from autoresearch.ledger.records import Status
 
@@ -82,7 +82,7 @@ def judged(campaign: Campaign, trial: Trial, place: Place) -> dict[str, object]:
         "tag": campaign.tag,
         "trial": trial.number,
         "status": status.value,
-        "reason": f"{verdict.reason}; then {taken_back.words}" if taken_back else verdict.reason,
+        "reason": f"{verdict.reason}; then {_words(taken_back)}" if taken_back else verdict.reason,
         "val_bpb": trial.val_bpb,
         "best": best.val_bpb,
         "memory_gb": trial.memory_gb,
@@ -91,6 +91,10 @@ def judged(campaign: Campaign, trial: Trial, place: Place) -> dict[str, object]:
         "disturbed": [run.disturbed for run in trial.every_run if run.disturbed],
         "next": _next_step(trial, status, place),
     }
+
+
+def _words(move: Move) -> str:
+    return f"#{move.number} was better" if isinstance(move, Trial) else move.words
 
 
 # ---------------------------------------------------------------- what it is compared with

@@ -11,6 +11,7 @@ from autoresearch.agents.attempt import InteractiveLab, interrupted
 from autoresearch.agents.edits import Wish
 from autoresearch.agents.outcome import exit_code
 from autoresearch.agents.overview import Refresher
+from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.commands.results import show_report
@@ -19,7 +20,7 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.events import Event, ProposalRefused, Stopped
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
-from autoresearch.loop import compose, stopping
+from autoresearch.loop import compose
 from autoresearch.loop.loop import run_campaign
 from autoresearch.views import answer
 from autoresearch.views.live import LiveView
@@ -38,6 +39,9 @@ def run(
     researcher: Annotated[
         str | None, typer.Option(help="Who proposes, instead of the researcher in program.md.")
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side, instead of `slots` in program.md.")
+    ] = None,
     no_confirm: Annotated[
         bool, typer.Option("--no-confirm", help="Leave the kept trials unconfirmed; `confirm` does it later.")
     ] = False,
@@ -52,8 +56,8 @@ def run(
     """
     workspace = Workspace.open(lab)
     settings, _ = config.load(workspace.program)
-    if researcher:
-        settings = settings.model_copy(update={"researcher": researcher})
+    wanted = {"researcher": researcher, "slots": slots}
+    settings = settings.model_copy(update={name: value for name, value in wanted.items() if value is not None})
     console = Console()
     with workspace.lock():
         ledger = Ledger(workspace.ledger)

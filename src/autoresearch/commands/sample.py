@@ -10,11 +10,12 @@ from typing import Annotated
 import typer
 
 from autoresearch.agents.answers import Answers
+from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
-from autoresearch.loop import compose, stopping
+from autoresearch.loop import compose
 from autoresearch.models import saved_model
 from autoresearch.models.sampling import Request, Sampler
 from autoresearch.models.saved_model import Model

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from autoresearch.agents.answers import Answers
 from autoresearch.agents.attempt import Agent
+from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.commands.results import read_results
@@ -25,7 +26,7 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.ledger import CONTROL, Ledger
-from autoresearch.loop import compose, stopping
+from autoresearch.loop import compose
 from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.loop.loop import replay as replayed
 from autoresearch.loop.stages import Stages

@@ -24,7 +24,7 @@ from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, python_
 from autoresearch.executors.sandbox.watch import Watch
 from autoresearch.grading import protocol
 from autoresearch.grading.protocol import CHANNEL, CHECKPOINT, CURVE, ENTRY, EVENTS, LOG, RUN_SIDE
-from autoresearch.ledger.records import Load, RunEvent, RunRequest, RunResult
+from autoresearch.ledger.records import Load, Place, RunEvent, RunRequest, RunResult
 
 TAIL_BYTES = 16_384
 LONGEST_FILE = 256 * 2**20  # bytes of what a run writes for others to read
@@ -150,7 +150,7 @@ class LocalExecutor:
 
         environment = run_environment(self.environment, directory, request.seed)
         environment |= {name: str(directory / COMPILED / name.lower()) for name in COMPILERS}
-        environment |= TRACE_CACHE | channel.environment
+        environment |= TRACE_CACHE | channel.environment | placed(request.place)
         try:
             ended = process.run_group(
                 self.confinement.command([str(self.python), ENTRY], rules),
@@ -167,6 +167,12 @@ class LocalExecutor:
         finally:
             say_leftover(directory / LOG, usage.left_on_gpu(limit.seen.values()))
         return process.Ended(signaled(ended.exit_code), ended.seconds), ""
+
+
+def placed(place: Place) -> dict[str, str]:
+    """The variables that keep a run to its slot's part of the machine. A thread's processors are inherited."""
+    gpu = {"CUDA_VISIBLE_DEVICES": str(place.gpu)} if place.gpu is not None else {}
+    return gpu | ({"OMP_NUM_THREADS": str(len(place.processors))} if place.processors else {})
 
 
 def hold_to_length(directory: Path) -> None:

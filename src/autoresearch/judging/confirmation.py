@@ -25,9 +25,15 @@ FIRST_FRESH_SEED, SEEDS_OF_ONE = 1000, 100
 
 
 def next_step(
-    campaign: Campaign, measure: Callable[[Campaign], Noise], *, error_rate: float, walk_back: bool
+    campaign: Campaign,
+    measure: Callable[[Campaign], Noise],
+    *,
+    error_rate: float,
+    walk_back: bool,
+    flying: Collection[Wanted] = (),
 ) -> Wanted | Confirmation | None:
-    """The next run that the confirmation needs, or its conclusion; None if nothing is provisional.
+    """The next run that the confirmation needs, or its conclusion; None if nothing is provisional, or all that it
+    needs now is in flight.
 
     `measure` estimates the noise from what a campaign has run. With `walk_back`, a refuted incumbent's provisional
     keeps are tested one by one, the latest first, on the same seeds; otherwise the search returns to the last confirmed
@@ -41,8 +47,8 @@ def next_step(
     candidates = list(reversed(provisional)) if walk_back else [provisional[-1]]
     for index, candidate in enumerate(candidates):
         known = _until(campaign, seeds, {trial.number for trial in candidates[index + 1 :]})
-        step = _test(known, candidate, references, seeds, measure, error_rate)
-        if isinstance(step, Wanted):
+        step = _test(known, candidate, references, seeds, measure, error_rate, flying)
+        if step is None or isinstance(step, Wanted):
             return step
         outcome, contrasts = step
         if outcome is not Outcome.REFUTED:
@@ -79,13 +85,14 @@ def _test(
     seeds: Sequence[int],
     measure: Callable[[Campaign], Noise],
     error_rate: float,
-) -> Wanted | tuple[Outcome, tuple[Contrast, ...]]:
-    """The next run of a candidate's test, or its conclusion."""
+    flying: Collection[Wanted],
+) -> Wanted | tuple[Outcome, tuple[Contrast, ...]] | None:
+    """The next run of a candidate's test, or its conclusion; None if it waits for runs in flight."""
     had = {trial.number: {run.seed for run in fresh(trial)} for trial in (*references, candidate)}
     for look in LOOKS:
-        wanted = (Wanted(number, seed) for seed in seeds[:look] for number in had if seed not in had[number])
-        if step := next(wanted, None):
-            return step
+        wanted = [Wanted(number, seed) for seed in seeds[:look] for number in had if seed not in had[number]]
+        if wanted:
+            return next((step for step in wanted if step not in flying), None)
         noise = measure(_until(campaign, seeds[look:]))
         bound = noise.quantile(1 - error_rate / len(LOOKS))
         contrasts = tuple(_contrast(candidate, each, seeds[:look], noise, bound) for each in references)
@@ -138,6 +145,7 @@ def _conclusion(
         contrasts=contrasts,
         incumbent=incumbent.number,
         after=campaign.trials[-1].number,
+        verdicts=len(campaign.finished),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from autoresearch.ledger.campaign import Campaign, Trial
@@ -15,9 +16,18 @@ class Judge(Protocol):
     name: str
 
     def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
-        """The decision on a trial that ran on the campaign's incumbent. Without one it is the baseline."""
+        """The decision on a trial, beside the incumbent of now. Without an incumbent it is the baseline."""
         ...
 
-    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
-        """The next run, or the conclusion, of a confirmation that is due, running or asked for; otherwise None."""
+    def runs_needed(self, campaign: Campaign, candidate: Trial) -> int:
+        """How many runs a trial is certain to need before it can be decided."""
+        ...
+
+    def confirmation(
+        self, campaign: Campaign, *, asked: bool, flying: Collection[Wanted] = ()
+    ) -> Wanted | Confirmation | None:
+        """The next run, or the conclusion, of a confirmation that is due, running or asked for; otherwise None.
+
+        None also if it has to wait for its runs in flight.
+        """
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,9 +75,19 @@ class GreedyJudge:
         gain = incumbent.scores[0] - candidate.scores[0]
         if gain > 0:
             return Decision(Status.KEEP, f"val_bpb fell by {gain:.6f}")
-        return Decision(Status.DISCARD, f"val_bpb rose by {-gain:.6f}" if gain else "val_bpb did not change")
+        said = f"val_bpb rose by {-gain:.6f}" if gain else "val_bpb did not change"
+        parent = campaign.parent_of(candidate) or incumbent
+        if parent is not incumbent and parent.scores and parent.scores[0] > candidate.scores[0]:
+            return Decision(Status.DISCARD, f"{said}, {_carried(parent, incumbent)}", carry=True)
+        return Decision(Status.DISCARD, said)
 
-    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+    def runs_needed(self, campaign: Campaign, candidate: Trial) -> int:
+        """See `judging.interface.Judge`."""
+        return candidate.proposed.seeds
+
+    def confirmation(
+        self, campaign: Campaign, *, asked: bool, flying: Collection[Wanted] = ()
+    ) -> Wanted | Confirmation | None:
         return None
 
 
@@ -100,9 +110,15 @@ class PosteriorJudge:
             return decision
         level = noise_of(campaign)  # its own scatter does not decide about it
         beliefs = believed(campaign)
-        parent = beliefs.programs[campaign.incumbent.proposed.commit]
+        made_on = campaign.parent_of(candidate)
+        if made_on is None or made_on.proposed.commit not in beliefs.programs:
+            made_on = campaign.incumbent
+        parent = beliefs.programs[made_on.proposed.commit]
         seen = observed(candidate, level, campaign.trials[0])
-        gain = posterior.gain(parent, beliefs.effects, seen)
+        own = gain = posterior.gain(parent, beliefs.effects, seen)
+        if made_on is not campaign.incumbent:
+            rival = beliefs.programs[campaign.incumbent.proposed.commit]
+            gain = posterior.gain_over(rival, parent, beliefs.effects, seen)
         estimate, needed = self._estimate(campaign.incumbent, candidate, gain, level)
         said = self._explained(estimate, f"better by {needed:.4f}" if needed else "better")
         if estimate.probability > self.terms.advance:
@@ -111,19 +127,30 @@ class PosteriorJudge:
             kept = dataclasses.replace(estimate, probability=no_worse)
             said = self._explained(kept, f"no worse by {self.terms.smallest_effect:.4f}")
             return Decision(Status.KEEP, f"kept, simpler: {said}", estimate=kept, simpler=True)
+        if made_on is not campaign.incumbent:
+            better, _ = self._estimate(made_on, candidate, own, level)
+            if better.probability > self.terms.advance:
+                said = f"not kept: {said}, {_carried(made_on, campaign.incumbent)}"
+                return Decision(Status.DISCARD, said, estimate=estimate, carry=True)
         bar = Bar(needed, level.quantile(self.terms.advance))
         again = len(candidate.scores) < self.terms.max_runs and is_worth_a_run(parent, beliefs, seen, level, bar)
         return Decision(Status.DISCARD, f"not kept: {said}", rerun=again, estimate=estimate)
 
-    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+    def runs_needed(self, campaign: Campaign, candidate: Trial) -> int:
         """See `judging.interface.Judge`."""
-        if len(campaign.finished) < len(campaign.trials):
-            return None  # a trial was interrupted: what it was made from stays until it has its verdict
+        is_first = campaign.incumbent is None and not (candidate.runs and unfit(candidate))
+        return self.terms.baseline_seeds if is_first else candidate.proposed.seeds
+
+    def confirmation(
+        self, campaign: Campaign, *, asked: bool, flying: Collection[Wanted] = ()
+    ) -> Wanted | Confirmation | None:
+        """See `judging.interface.Judge`."""
         due = asked or len(campaign.untested) >= self.terms.confirm_every or confirmation.begun(campaign)
         if not due or not campaign.provisional:
             return None
         walk_back = self.terms.refuted == "ablate"
-        return confirmation.next_step(campaign, noise_of, error_rate=self.terms.error_rate, walk_back=walk_back)
+        rate = self.terms.error_rate
+        return confirmation.next_step(campaign, noise_of, error_rate=rate, walk_back=walk_back, flying=flying)
 
     def _baseline(self, candidate: Trial) -> Decision:
         if len(candidate.runs) < self.terms.baseline_seeds and not (candidate.runs and unfit(candidate)):
@@ -161,6 +188,11 @@ class PosteriorJudge:
             f"posterior {-estimate.gain:+.4f} ± {estimate.error:.4f}, P({event}) {estimate.probability:.2f}, "
             f"needs {self.terms.advance:.2f}"
         )
+
+
+def _carried(parent: Trial, incumbent: Trial) -> str:
+    """Why the change of a trial that was made on another one than the incumbent is made again on that."""
+    return f"but better than #{parent.number}, which it changed: its change is carried over to #{incumbent.number}"
 
 
 def is_worth_a_run(parent: Gaussian, beliefs: Beliefs, seen: Observation, level: Noise, bar: Bar) -> bool:

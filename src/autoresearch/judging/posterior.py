@@ -167,6 +167,22 @@ def gain(parent: Gaussian, effects: Mixture, seen: Observation) -> Mixture:
     return Mixture(tuple(found))
 
 
+def gain_over(rival: Gaussian, parent: Gaussian, effects: Mixture, seen: Observation) -> Mixture:
+    """The candidate's gain over another program than its parent, after its runs.
+
+    The two are taken for independent, which makes it less sure than it is: they have a common ancestor.
+    """
+    if is_far(parent, effects, seen):
+        return Mixture(((1.0, Gaussian(rival.mean - seen.mean, rival.variance + seen.variance)),))
+    found = []
+    for weight, prior in weighed(parent, effects, seen):
+        before, expected = parent.variance + prior.variance, parent.mean - prior.mean
+        total = before + seen.variance
+        mean = expected + before * (seen.mean - expected) / total
+        found.append((weight, Gaussian(rival.mean - mean, rival.variance + before * seen.variance / total)))
+    return Mixture(tuple(found))
+
+
 def weighed(parent: Gaussian, effects: Mixture, seen: Observation) -> list[tuple[float, Gaussian]]:
     """The parts of the prior, each with the probability that the candidate's effect is of that kind."""
     noise, difference, logs = parent.variance + seen.variance, parent.mean - seen.mean, []

@@ -30,8 +30,15 @@ class Device:
         return f"{self.kind}: {self.name}"
 
 
-def device() -> Device:
-    """The best device of this machine: CUDA (or ROCm), Apple's MPS, else the CPU.
+def gpus() -> int:
+    """How many GPUs runs can be spread over."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device(cores_of_a_run: int | None = None) -> Device:
+    """The best device of this machine: CUDA (or ROCm), Apple's MPS, else the CPU, of which a run may have a few cores.
 
     Its name distinguishes it from devices of other speed, as far as the system says. An existing campaign is tied to
     that name: if it were written differently, the campaign would have to be started again.
@@ -48,7 +55,8 @@ def device() -> Device:
     memory = psutil.virtual_memory().total / GIBIBYTE
     if torch.backends.mps.is_available():
         return Device("mps", f"{processor()}, {memory:.0f} GB", memory)
-    return Device("cpu", f"{processor()}, {len(cores)} core{'s' if len(cores) > 1 else ''}", memory)
+    count = cores_of_a_run or len(cores)
+    return Device("cpu", f"{processor()}, {count} core{'s' if count > 1 else ''}", memory)
 
 
 def processor() -> str:

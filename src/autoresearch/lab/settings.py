@@ -52,6 +52,9 @@ class Config(BaseModel):
     sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = Field(
         default="auto", description="what confines it; `auto` takes the best that works here"
     )
+    slots: int | Literal["auto"] = Field(
+        default="auto", description="runs side by side; `auto`: one for each GPU, or one if there is none"
+    )
     memory_gb: float | None = Field(
         default=None, gt=0, description="memory that a run may use before it is ended, in GiB"
     )
@@ -113,6 +116,13 @@ class Config(BaseModel):
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path} is not a file of the lab: name it relative to the lab's root")
         return paths
+
+    @field_validator("slots")
+    @classmethod
+    def _is_positive(cls, slots: int | str) -> int | str:
+        if isinstance(slots, int) and slots < 1:
+            raise ValueError("at least one run has to be possible: set it to 1 or more, or to auto")
+        return slots
 
     @field_validator("preset")
     @classmethod

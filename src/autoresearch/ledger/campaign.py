@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Union
 
 from autoresearch.ledger.events import (
     CampaignStarted,
@@ -20,6 +21,7 @@ from autoresearch.ledger.events import (
 )
 from autoresearch.ledger.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
 
+Move = Union["Trial", Confirmation, ChosenByHand]  # what moves the incumbent
 DATA = ("train_sha256", "val_sha256")  # identify the text in a run's environment
 PROSE = (".md", ".gitignore")  # endings of frozen files that cannot change a number
 
@@ -43,7 +45,8 @@ class Trial:
             return self
         if run.set_aside:
             return Trial(self.proposed, self.runs, self.verdict, (*self.disturbed, run))
-        return Trial(self.proposed, (*self.runs, run), self.verdict, self.disturbed)
+        runs = tuple(sorted((*self.runs, run), key=lambda each: each.run))  # in whatever order they ended
+        return Trial(self.proposed, runs, self.verdict, self.disturbed)
 
     @property
     def every_run(self) -> tuple[RunEnded, ...]:
@@ -130,50 +133,74 @@ class Campaign:
         return self._path[0]
 
     @property
-    def taken_back(self) -> Mapping[int, Confirmation | ChosenByHand]:
-        """The kept trials that do not lead to the incumbent any more, each with what reverted it."""
+    def taken_back(self) -> Mapping[int, Move]:
+        """The kept trials that do not lead to the incumbent any more, each with what took its place or reverted it."""
         return self._path[1]
 
     @cached_property
-    def _path(self) -> tuple[tuple[Trial, ...], Mapping[int, Confirmation | ChosenByHand]]:
+    def _path(self) -> tuple[tuple[Trial, ...], Mapping[int, Move]]:
         line: list[Trial] = []
-        gone: dict[int, Confirmation | ChosenByHand] = {}
+        gone: dict[int, Move] = {}
         for step in self._steps:
-            if isinstance(step, Trial):
-                line.append(step)
-                continue
             before, line = line, self._after(step, line)
+            if line[: len(before)] == before:
+                for trial in line[len(before) :]:
+                    gone.pop(trial.number, None)
+                continue
             gone |= {trial.number: step for trial in before if trial not in line}
             gone = {number: why for number, why in gone.items() if all(trial.number != number for trial in line)}
         return tuple(line), gone
 
-    def _after(self, step: Confirmation | ChosenByHand, line: list[Trial]) -> list[Trial]:
-        """The lineage after a step that may shorten it or, by hand, lead it elsewhere."""
+    def _after(self, step: Move, line: list[Trial]) -> list[Trial]:
+        """The lineage after a step, which may add to it, shorten it or lead it elsewhere."""
+        if isinstance(step, Trial):
+            on_top = not line or step.proposed.parent == line[-1].proposed.commit
+            return [*line, step] if on_top or step.proposed.parent not in self.by_commit else self._made_of(step.number)
         numbers = [trial.number for trial in line]
         if step.incumbent in numbers:
             return line[: numbers.index(step.incumbent) + 1]
         return self._made_of(step.incumbent) if isinstance(step, ChosenByHand) else line
 
     @property
-    def _steps(self) -> list[Trial | Confirmation | ChosenByHand]:
+    def _steps(self) -> list[Move]:
         """What moved the incumbent, in the order in which it happened."""
-        keeps = (t for t in self.trials if t.verdict and t.verdict.status is Status.KEEP)
-        if not self.confirmations and not self.chosen:
-            return list(keeps)
-        placed: list[tuple[tuple[int, int, int], Trial | Confirmation | ChosenByHand]] = [
-            *(((trial.number, -1, 0), trial) for trial in keeps),
-            *(((each.after, place, 1), each) for place, each in enumerate(self.confirmations)),
-            *(((each.after, each.confirmations, 0), each) for each in self.chosen),
+        placed: list[tuple[tuple[int, int, int], Move]] = [
+            *(((place, -1, 0), trial) for trial, place in self._places.items() if _was_kept(trial)),
+            *(((self.verdicts_before(each) - 1, nth, 1), each) for nth, each in enumerate(self.confirmations)),
+            *(((each.verdicts - 1, each.confirmations, 0), each) for each in self.chosen),
         ]
         return [step for _, step in sorted(placed, key=lambda both: both[0])]
 
+    @cached_property
+    def _places(self) -> Mapping[Trial, int]:
+        """The finished trials, each with the number of verdicts before its own."""
+        return {
+            trial: nth if trial.verdict.place is None else trial.verdict.place
+            for nth, trial in enumerate(self.finished)
+            if trial.verdict
+        }
+
+    def verdicts_before(self, confirmation: Confirmation) -> int:
+        """How many verdicts there were before a confirmation was concluded."""
+        if confirmation.verdicts is not None:
+            return confirmation.verdicts
+        return sum(trial.number <= confirmation.after for trial in self.finished)
+
     def _made_of(self, number: int) -> list[Trial]:
         """A trial and what it was made from, the baseline first."""
-        by_commit = {trial.proposed.commit: trial for trial in self.trials}
         line = [next(trial for trial in self.trials if trial.number == number)]
         while line[-1] is not self.trials[0]:
-            line.append(by_commit[line[-1].proposed.parent])
+            line.append(self.by_commit[line[-1].proposed.parent])
         return line[::-1]
+
+    @cached_property
+    def by_commit(self) -> Mapping[str, Trial]:
+        """Its trials by their commits."""
+        return {trial.proposed.commit: trial for trial in self.trials}
+
+    def parent_of(self, trial: Trial) -> Trial | None:
+        """The trial that a trial was made on; None for the baseline."""
+        return None if trial is self.trials[0] else self.by_commit.get(trial.proposed.parent)
 
     @cached_property
     def kept(self) -> tuple[Trial, ...]:
@@ -202,9 +229,9 @@ class Campaign:
     @property
     def untested(self) -> tuple[Trial, ...]:
         """The provisional keeps that no confirmation has tested."""
-        last = self.confirmations[-1].after if self.confirmations else -1
+        known = self.verdicts_before(self.confirmations[-1]) if self.confirmations else 0
         since = {each.trial for each in self.chosen if each.kept and each.confirmations == len(self.confirmations)}
-        return tuple(trial for trial in self.provisional if trial.number > last or trial.number in since)
+        return tuple(trial for trial in self.provisional if self._places[trial] >= known or trial.number in since)
 
     def status_of(self, trial: Trial) -> Status | None:
         """What a trial counts as today: its verdict, unless it was taken back or kept by hand since."""
@@ -247,6 +274,10 @@ class Campaign:
     @property
     def usd(self) -> float:
         return sum(spent.usd or 0.0 for spent in self.spendings)
+
+
+def _was_kept(trial: Trial) -> bool:
+    return trial.verdict is not None and trial.verdict.status is Status.KEEP
 
 
 def comparable(started: CampaignStarted, device: str | None, fingerprints: Mapping[str, Scalar]) -> Comparable:

@@ -36,8 +36,8 @@ class TrialProposed:
     `fingerprint` identifies the editable files' syntax, so that nothing is tried twice; `skeleton` is the same without
     numbers; `nodes` counts their syntax nodes. `moved` says which numbers differ from the parent's, as places and new
     values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. It is not
-    judged before it has run on so many `seeds`. `model` is the language model that was asked. The other fields are the
-    proposal's own.
+    judged before it has run on so many `seeds`. `model` is the language model that was asked. `carries` is the trial
+    whose change this makes again, on the incumbent of today. The other fields are the proposal's own.
     """
 
     trial: int
@@ -60,6 +60,7 @@ class TrialProposed:
     moved: tuple[tuple[int, int | float], ...] | None = None
     seeds: int = 1
     model: str = ""
+    carries: int | None = None
 
     @property
     def proposer(self) -> str:
@@ -71,7 +72,7 @@ class TrialProposed:
 class ProposalRefused:
     """A proposal that never became a trial, and why: the guard refused it, or the researcher `failed` to make one.
 
-    `earlier` is the trial that it repeats.
+    `earlier` is the trial that it repeats, `carries` the one whose change could not be made on the incumbent of today.
     """
 
     tag: str
@@ -82,6 +83,7 @@ class ProposalRefused:
     usd: float | None = None
     failed: bool = False
     earlier: int | None = None
+    carries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,11 @@ class RunEnded:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judge's verdict on a trial, and the incumbent that the next proposal starts from. See `Decision`."""
+    """The judge's verdict on a trial, and the incumbent that the next proposal starts from. See `Decision`.
+
+    `place` is the number of verdicts in the campaign before this one: with several slots they come in any order. None
+    in records of earlier versions, which had one slot.
+    """
 
     trial: int
     status: Status
@@ -156,6 +162,8 @@ class Verdict:
     incumbent: str
     estimate: Estimate | None = None
     simpler: bool = False
+    carry: bool = False
+    place: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,7 @@ class Confirmation:
     """The result of a test on fresh seeds of the keeps since the last confirmed one. `trial` was the incumbent then.
 
     `incumbent` is the trial that the next proposal starts from, `after` the last trial before this was decided.
+    `verdicts` is the number of verdicts before it, None in records of earlier versions.
     """
 
     tag: str
@@ -183,6 +192,7 @@ class Confirmation:
     contrasts: tuple[Contrast, ...]
     incumbent: int
     after: int
+    verdicts: int | None = None
 
     @property
     def words(self) -> str:
@@ -193,8 +203,8 @@ class Confirmation:
 class ChosenByHand:
     """Somebody kept or dropped a trial against the judge's verdict: who did it `by` which way, and why.
 
-    `incumbent` is the trial that the next proposal starts from, `after` the last trial before this, and `confirmations`
-    how many of them there were.
+    `incumbent` is the trial that the next proposal starts from. `verdicts` and `confirmations` say how many of them
+    there were before this.
     """
 
     tag: str
@@ -203,7 +213,7 @@ class ChosenByHand:
     incumbent: int
     by: str
     why: str
-    after: int
+    verdicts: int
     confirmations: int
 
     @property

@@ -31,7 +31,7 @@ from autoresearch.ledger.events import (
 from autoresearch.ledger.records import Status
 
 BUFFER = 2**20  # bytes that are read at a time
-REMEMBERED = 256  # bytes at the end of what was read, by which a changed file is told
+REMEMBERED = 512  # bytes at the end of what was read, by which a changed file is told
 CONTROL = "noop"  # the researcher of `aa`, whose campaigns are not searches
 
 
@@ -299,10 +299,11 @@ def after(trial: Trial, event: RunEnded | Verdict | TrialDropped) -> Trial:
 
 
 def whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines with their ends, without a last one that is torn."""
+    """The lines with their ends, without a last one that is torn, or being written."""
     for line in file:
-        if line.endswith(b"\n") or lines.is_json(line):
-            yield line
+        if not line.endswith(b"\n") and not lines.is_json(line):
+            return  # what is read after it would be the rest of this line, written meanwhile
+        yield line
 
 
 def is_readable(line: bytes) -> bool:

@@ -94,10 +94,19 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A slot's own part of a machine: processors and a GPU, by their numbers. An empty one is all of it."""
+
+    processors: tuple[int, ...] = ()
+    gpu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RunRequest:
     """One execution of `train.py` as plain data: everything another machine would need to carry it out.
 
-    A researcher wrote the files in `editable`. A `baseline` is entirely the user's own work.
+    A researcher wrote the files in `editable`. A `baseline` is entirely the user's own work. `run` is the number of the
+    run in its trial.
     """
 
     run_id: str
@@ -108,6 +117,8 @@ class RunRequest:
     deadline_seconds: float
     editable: tuple[str, ...] = ()
     baseline: bool = False
+    place: Place = Place()
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +236,8 @@ class Estimate:
 class Decision:
     """A judge's answer. `rerun` asks for one more seed; then `status` does not count yet.
 
-    A `simpler` candidate is kept for being no worse with less code.
+    A `simpler` candidate is kept for being no worse with less code. The change of one to `carry` over is better than
+    the trial that it was made on, which is not the incumbent any more.
     """
 
     status: Status
@@ -233,6 +245,7 @@ class Decision:
     rerun: bool = False
     estimate: Estimate | None = None
     simpler: bool = False
+    carry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import ChosenByHand, Confirmation
+from autoresearch.ledger.campaign import Campaign, Move, Trial
+from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import CrashKind, Score, Status
 
 BASELINE = "baseline"
@@ -168,8 +168,10 @@ def rows(campaign: Campaign, limit: int | None = None) -> tuple[Row, ...]:
     )
 
 
-def _taken_back(row: Row, step: Confirmation | ChosenByHand) -> Row:
-    if isinstance(step, Confirmation):
+def _taken_back(row: Row, step: Move) -> Row:
+    if isinstance(step, Trial):
+        how = f"until #{step.number}, made without it, was better"
+    elif isinstance(step, Confirmation):
         how = "not confirmed"
     elif step.trial == row.number:
         how = f"dropped by hand: {one_line(step.why)}"

@@ -29,8 +29,9 @@ from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import RunEvent
+from autoresearch.ledger.records import Place, RunEvent
 from autoresearch.ledger.results_file import ResultsFile
+from autoresearch.loop import slots
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.models.cell import Cell
 from autoresearch.researchers.interface import Kit, Researcher
@@ -65,7 +66,8 @@ def compose(
     # Whether runs are graded from outside: prepare.py talks to a grader, and the system supports it.
     trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
     python = interpreter(settings, workspace.root)
-    device = hardware.device()
+    parts = (Place(),) if agent else slots.places(settings.slots, hardware.gpus())
+    device = hardware.device(len(parts[0].processors) or None)
     namespace = f"lab:{workspace.root}:"
     tools = kit(workspace, settings, namespace)
     if not agent:
@@ -97,6 +99,7 @@ def compose(
         examine=examiner(settings, workspace, prepare_py if trusted and settings.examine_keeps else None),
         announce=announce,
         progress=progress,
+        places=parts,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import itertools
 from collections.abc import Callable, Iterator
 
 from autoresearch.base.errors import Exhausted, UserError
@@ -16,13 +16,15 @@ from autoresearch.ledger.events import (
     Stopped,
 )
 from autoresearch.ledger.records import Purpose, Status
-from autoresearch.loop.proposals import Answer, Desk
+from autoresearch.loop.desk import Desk
+from autoresearch.loop.proposals import Answer, carried_over, to_carry_over
 from autoresearch.loop.run import FIRST_SEED, run_once
+from autoresearch.loop.slots import Slots
 from autoresearch.loop.stages import Stages
-from autoresearch.loop.start import begin, caught_up, check_researcher, unfinished
-from autoresearch.loop.trial import commit, publish, run_trial
+from autoresearch.loop.start import baseline, begin, caught_up, check_researcher
+from autoresearch.loop.trial import commit, conclude, decided, enter, publish, run_trial
 
-FREE_REFUSALS = 3
+POLL_SECONDS = 0.02
 
 
 def run_campaign(
@@ -69,34 +71,157 @@ def _run_campaign(
     stages: Stages, tag: str, enough: Callable[[int], str | None], hurry: Callable[[], bool], *, confirming: bool
 ) -> str:
     begin(stages, tag)
-    desk, made = Desk(stages), 0
+    with Slots(stages) as slots:
+        driver = Driver(stages, tag, slots, enough, hurry, confirming=confirming)
+        while not driver.is_done():
+            slots.land()
+            driver.conclude()
+            if not driver.start_next():
+                slots.wait(POLL_SECONDS)
+        return driver.reason or ""
 
-    def over() -> bool:
-        return enough(made) is not None
 
-    while (reason := enough(made)) is None:
-        stages.workspace.check_space(stages.min_free_gb)
-        if confirming and (made or not is_new_here(stages, tag)):
-            confirm(stages, tag, over, asked=False)
-        if over():
-            continue
-        campaign = stages.campaign(tag)
+class Driver:
+    """Fills the free slots of a campaign: unfinished trials first, then confirmations, changes to carry over, and
+    proposals. With one slot they come one after the other."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        tag: str,
+        slots: Slots,
+        enough: Callable[[int], str | None],
+        hurry: Callable[[], bool],
+        *,
+        confirming: bool,
+    ) -> None:
+        self._stages, self._tag, self._slots = stages, tag, slots
+        self._enough, self._hurry, self._confirming = enough, hurry, confirming
+        self._desk = Desk(stages)
+        self._made = 0
+        self._begun: set[int] = set()  # trials with a run that was started here
+        self._asked: bool | None = None  # whether the last confirmation is asked for, once nothing else is to do
+        self._is_over = False
+        self.reason = enough(0)  # why it ends
+
+    @property
+    def _campaign(self) -> Campaign:
+        return self._stages.campaign(self._tag)
+
+    def is_done(self) -> bool:
+        """Whether it is over, with everything that was started."""
+        return self._is_over and not self._slots.flights
+
+    def conclude(self) -> None:
+        """Record the verdicts of the trials whose runs have ended."""
+        for trial in self._unfinished():
+            campaign = self._campaign
+            if self._slots.of(trial) or (decision := decided(self._stages, campaign, trial)) is None:
+                continue
+            conclude(self._stages, campaign, trial, decision)
+            self._made += campaign.incumbent is not None
+        self.reason = self.reason or self._enough(self._made)
+
+    def start_next(self) -> bool:
+        """Start a run in a free slot, or do what has to come before one. Whether there was anything to do."""
+        if not self._slots.free:
+            self._ask_ahead()
+            return False
+        for trial in self._unfinished():
+            if (seed := self._next_seed(trial)) is not None:
+                return self._start(trial, Purpose.TRIAL, seed)
+        if self.reason is not None:
+            return self._finish()
+        campaign = self._campaign
+        if campaign.incumbent is None:
+            return not campaign.trials and self._enter(baseline(self._stages))
+        if self._confirming and (self._made or not is_new_here(self._stages, self._tag)) and self._confirm(asked=False):
+            return True
+        if better := to_carry_over(campaign):
+            return self._carry_over(better)
+        return self._propose(campaign)
+
+    def _finish(self) -> bool:
+        """Once nothing new is to be started: confirm what was kept. Whether there was anything to do."""
+        if self._asked is None and not self._unfinished():
+            self._desk.leave(self._campaign)
+            self._asked = bool(self._campaign.untested)
+        if self._slots.flights and self._asked is None:
+            return False
+        if self._asked is None or self._hurry() or not self._confirm(asked=self._asked):
+            self._is_over = self._is_over or not self._slots.wanted or self._hurry()
+            return False
+        return True
+
+    def _unfinished(self) -> list[Trial]:
+        """The trials without a verdict; once it is to end, only those that were begun."""
+        every = (trial for trial in self._campaign.trials if trial.verdict is None)
+        return [trial for trial in every if self.reason is None or trial.number in self._begun]
+
+    def _next_seed(self, trial: Trial) -> int | None:
+        """The seed of the next run that a trial needs now; None if it needs none, or waits for those in flight."""
+        campaign, flying = self._campaign, self._slots.of(trial)
+        certain = self._stages.judge.runs_needed(campaign, trial)
+        if flying and len(trial.runs) + len(flying) >= certain:
+            return None
+        used = {run.seed for run in trial.runs} | {each.seed for each in flying}
+        return next(seed for seed in itertools.count(FIRST_SEED) if seed not in used)
+
+    def _start(self, trial: Trial, purpose: Purpose, seed: int) -> bool:
+        self._stages.workspace.check_space(self._stages.min_free_gb)
+        self._begun.add(trial.number)
+        self._slots.start(self._campaign, trial, purpose, seed)
+        return True
+
+    def _confirm(self, *, asked: bool) -> bool:
+        """Start the next run of a confirmation that is due, or conclude it. Whether more of it may follow."""
+        campaign = self._campaign
+        step = self._stages.judge.confirmation(campaign, asked=asked, flying=self._slots.wanted)
+        if isinstance(step, Confirmation):
+            self._stages.record(step)
+            publish(self._stages, self._campaign)
+            return self.reason is None
+        if step is None:
+            return False
+        trial = next(each for each in campaign.trials if each.number == step.trial)
+        return self._start(trial, Purpose.CONFIRM, step.seed)
+
+    def _carry_over(self, trial: Trial) -> bool:
+        answer = carried_over(self._stages, self._campaign, trial)
+        if isinstance(answer, Answer):
+            self._enter(answer)
+        else:
+            self._stages.record(answer)
+        return True
+
+    def _propose(self, campaign: Campaign) -> bool:
+        """Make the next proposal a trial, if there is one. Whether there was."""
+        if self._enough(self._made + len(self._unfinished())) is not None:
+            return False
         try:
-            trial = next_trial(stages, campaign, desk, over)
+            if answer := self._desk.answer(campaign):
+                return self._enter(answer)
+            if self._enough(self._made + len(self._unfinished())) is not None:
+                return False
+            if reason := self._stages.policy.overspent(campaign):
+                raise Exhausted(reason)
+            self._desk.ask(campaign, self._slots.free)
         except Exhausted as end:
-            reason = str(end) or "the researcher has nothing more to propose"
-            break
-        if trial is None:
-            pause(stages, len(desk.refusals), over)
-            continue
-        desk.made(trial)
-        if enough(made + 1) is None:
-            desk.ask_ahead(stages.campaign(tag))
-        run_trial(stages, campaign, trial)
-        made += campaign.incumbent is not None
-    desk.leave(stages.campaign(tag))
-    confirm(stages, tag, hurry, asked=bool(stages.campaign(tag).untested))
-    return reason
+            self.reason = str(end) or "the researcher has nothing more to propose"
+        return False
+
+    def _ask_ahead(self) -> None:
+        if self._enough(self._made + len(self._unfinished())) is None:
+            self._desk.ask_ahead(self._campaign)
+
+    def _enter(self, answer: Answer) -> bool:
+        """Make an answer a trial. Its first run starts next."""
+        campaign = self._campaign
+        if campaign.incumbent is None:
+            enter(self._stages, self._tag, self._stages.ledger.next_trial(), answer, campaign.started.base)
+        else:
+            self._desk.made(commit(self._stages, campaign, answer))
+        return True
 
 
 def is_new_here(stages: Stages, tag: str) -> bool:
@@ -177,7 +302,7 @@ def choose(stages: Stages, tag: str, number: int, *, keep: bool, by: str, why: s
         incumbent=(trial if keep else parent).number,
         by=by,
         why=why,
-        after=campaign.trials[-1].number,
+        verdicts=len(campaign.finished),
         confirmations=len(campaign.confirmations),
     )
     stages.record(chosen)
@@ -199,21 +324,3 @@ def _undroppable(campaign: Campaign, trial: Trial) -> str | None:
     if trial.number not in campaign.standing:
         return f"trial {trial.number} is not among the keeps that lead to the best version, so there is nothing to drop"
     return None
-
-
-def next_trial(stages: Stages, campaign: Campaign, desk: Desk, stop: Callable[[], bool]) -> Trial | None:
-    """The interrupted trial, else the baseline, else a new proposal; None if there is none this time."""
-    if trial := unfinished(stages, campaign):
-        return trial
-    if reason := stages.policy.overspent(campaign):
-        raise Exhausted(reason)
-    answer = desk.propose(campaign, stop)
-    return commit(stages, campaign, answer) if answer else None
-
-
-def pause(stages: Stages, refusals: int, stop: Callable[[], bool]) -> None:
-    """Wait after a refused proposal: not at all after the first few, then longer and longer, up to a limit."""
-    seconds = 2.0 ** min(refusals - FREE_REFUSALS, 16) if refusals > FREE_REFUSALS else 0.0
-    until = time.monotonic() + min(seconds, stages.policy.longest_pause_seconds)
-    while time.monotonic() < until and not stop():
-        time.sleep(0.1)

@@ -1,12 +1,11 @@
-"""Gets the next proposal out of a researcher, whatever it does: in a thread, with a deadline, checked, rebased."""
+"""Gets a proposal out of a researcher, whatever it does: asked in a thread, checked, rebased."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autoresearch.base.errors import Exhausted, NoProposal
@@ -15,12 +14,10 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import GuidanceGiven, ProposalRefused
 from autoresearch.ledger.records import CrashKind, Proposal, Status
 from autoresearch.loop.stages import Stages
-from autoresearch.researchers.guard import check, rules
+from autoresearch.researchers.guard import check, duplicates, rules
 from autoresearch.researchers.guard.check import Refusal
 from autoresearch.researchers.interface import Brief, Failure, Researcher
 
-POLL_SECONDS = 0.05
-GRACE_SECONDS = 30.0  # beyond the deadline that a researcher enforces itself
 LONGEST_REASON = 2_000  # characters
 LONGEST_IDEA = 300
 KINDS: Mapping[str, tuple[type, ...]] = {
@@ -39,6 +36,7 @@ class Answer:
     """A proposal that may run, and who made it. A `stale` one was written for an earlier incumbent.
 
     It is not judged before it has run on so many `seeds`. `model` is the language model that was asked, if one was.
+    `carries` is the trial whose change it makes again.
     """
 
     proposal: Proposal
@@ -46,114 +44,7 @@ class Answer:
     stale: bool = False
     seeds: int = 1
     model: str = ""
-
-
-class Desk:
-    """Asks the campaign's researcher, and keeps the one open question: asked ahead, or not answered yet.
-
-    `refusals` are the failed proposals in a row since the last one that became a trial. While the researcher's server
-    or program fails, the fallback makes the next trial, and then the researcher is asked again.
-    """
-
-    def __init__(self, stages: Stages) -> None:
-        self.refusals: list[ProposalRefused] = []
-        self._stages = stages
-        self._open: _Question | None = None
-        self._is_away = False
-
-    def ask_ahead(self, campaign: Campaign) -> None:
-        """Let the researcher write while the run trains, if the policy says so and it is not working already."""
-        policy = self._stages.policy
-        if policy.ahead and campaign.incumbent and self._open is None and not policy.overspent(campaign):
-            self._open = self._ask(self._stages.researcher, campaign)
-
-    def propose(self, campaign: Campaign, stop: Callable[[], bool]) -> Answer | None:
-        """The next proposal; None if there is none this time: the reason is recorded, or `stop` ended the wait.
-
-        Raises:
-            Exhausted: the researcher has nothing more to propose.
-        """
-        stages, patience = self._stages, self._stages.policy.patience
-        deadline = stages.policy.propose_seconds + GRACE_SECONDS
-        if self._open and self._open.seconds > deadline and not self._open.wait(0):
-            self._open = None  # it was reported once, and is left alone now
-        if stages.fallback and (self._is_away or len(self.refusals) % (patience + 1) == patience):
-            question = self._ask(stages.fallback, campaign)
-        else:
-            question = self._open = self._open or self._ask(stages.researcher, campaign)
-        while not question.wait(POLL_SECONDS):
-            if stop():
-                return None
-            if question.seconds > deadline:
-                reason = f"the researcher has not answered for {question.seconds:.0f} s"
-                self._failed(ProposalRefused(campaign.tag, "", reason, question.researcher.name, failed=True))
-                return None
-        if question is self._open:
-            self._open = None
-        answer = _answer(stages, campaign, question)
-        if isinstance(answer, Answer):
-            return answer
-        self._failed(answer)
-        return None
-
-    def made(self, trial: Trial) -> None:
-        """A proposal has become a trial. A fallback's does not bring its colleague back: one more failure is enough."""
-        own = trial.proposed.researcher == self._stages.researcher.name
-        del self.refusals[0 if own else self._stages.policy.patience - 1 :]
-        self._is_away = False
-
-    def leave(self, campaign: Campaign) -> None:
-        """Record the cost of an answer that came too late to be used."""
-        if self._open is None or not self._open.wait(0):
-            return
-        with contextlib.suppress(Exhausted):
-            answer = _answer(self._stages, campaign, self._open)
-            if isinstance(answer, Answer):
-                proposal, reason = answer.proposal, "not used: the loop was stopped"
-                answer = _refused(
-                    self._stages, campaign, proposal.idea, reason, answer.researcher, proposal.tokens, proposal.usd
-                )
-            self._stages.record(answer)
-
-    def _ask(self, researcher: Researcher, campaign: Campaign) -> _Question:
-        own = [each.reason for each in self.refusals if each.researcher == researcher.name and not each.failed]
-        failing = len(self.refusals) >= self._stages.policy.patience
-        return _Question(researcher, brief(self._stages, campaign, own[-1] if own else None, mend=not failing))
-
-    def _failed(self, refused: ProposalRefused) -> None:
-        self.refusals.append(refused)
-        self._is_away = refused.failed and refused.researcher == self._stages.researcher.name
-        self._stages.record(refused)
-
-
-class _Question:
-    """One proposal, asked for in a daemon thread: a researcher that never returns holds up nothing."""
-
-    def __init__(self, researcher: Researcher, brief: Brief) -> None:
-        self.researcher = researcher
-        self.brief = brief
-        self._began = time.monotonic()
-        self._outcome: Proposal | BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="researcher", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            self._outcome = self.researcher.propose(self.brief)
-        except BaseException as error:  # a plug-in can raise anything, even SystemExit
-            self._outcome = error
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it is answered, after waiting at most that many seconds."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def outcome(self) -> Proposal | BaseException | None:
-        return self._outcome
+    carries: int | None = None
 
 
 # ---------------------------------------------------------------- what a researcher is given
@@ -214,10 +105,41 @@ def repairs_before(campaign: Campaign, trial: Trial) -> int:
     return count
 
 
+class Question:
+    """One proposal, asked for in a daemon thread: a researcher that never returns holds up nothing."""
+
+    def __init__(self, researcher: Researcher, brief: Brief) -> None:
+        self.researcher = researcher
+        self.brief = brief
+        self.was_told = False  # that it takes too long
+        self._began = time.monotonic()
+        self._outcome: Proposal | BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="researcher", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._outcome = self.researcher.propose(self.brief)
+        except BaseException as error:  # a plug-in can raise anything, even SystemExit
+            self._outcome = error
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is answered, after waiting at most that many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def outcome(self) -> Proposal | BaseException | None:
+        return self._outcome
+
+
 # ---------------------------------------------------------------- what becomes of its answer
 
 
-def _answer(stages: Stages, campaign: Campaign, question: _Question) -> Answer | ProposalRefused:
+def answered(stages: Stages, campaign: Campaign, question: Question) -> Answer | ProposalRefused:
     name, outcome = question.researcher.name, question.outcome()
     if isinstance(outcome, Exhausted) and question.researcher is stages.researcher:
         raise outcome
@@ -228,12 +150,46 @@ def _answer(stages: Stages, campaign: Campaign, question: _Question) -> Answer |
             return dataclasses.replace(answer, model=model) if isinstance(answer, Answer) else answer
         except Exception as error:  # a plug-in's proposal can contain anything
             problem = f"the proposal cannot be used: {type(error).__name__}: {error}"
-            return _refused(stages, campaign, "", problem, name)
+            return refused(stages, campaign, "", problem, name)
     if isinstance(outcome, BaseException):
         known = outcome if isinstance(outcome, NoProposal) else NoProposal("")
         reason = str(outcome) or type(outcome).__name__
-        return _refused(stages, campaign, "", reason, name, known.tokens, known.usd, failed=known.failed)
-    return _refused(stages, campaign, "", f"the researcher returned {type(outcome).__name__}, not a proposal", name)
+        return refused(stages, campaign, "", reason, name, known.tokens, known.usd, failed=known.failed)
+    return refused(stages, campaign, "", f"the researcher returned {type(outcome).__name__}, not a proposal", name)
+
+
+def carried_over(stages: Stages, campaign: Campaign, trial: Trial) -> Answer | ProposalRefused:
+    """The change of a trial that was made on another one than the incumbent, made again on that."""
+    parent, incumbent = campaign.parent_of(trial), campaign.incumbent
+    assert parent is not None
+    assert incumbent is not None
+    before, after = stages.texts(parent.proposed.commit), stages.texts(incumbent.proposed.commit)
+    proposal = Proposal(trial.proposed.idea, stages.texts(trial.proposed.commit), trial.proposed.note)
+    rebased = rebase(stages, proposal, before, after)
+    reason: str | None = (
+        f"it is better than #{parent.number}, but does not merge with #{incumbent.number}: make it again on that"
+    )
+    if rebased is not None:
+        known = {each.proposed.fingerprint: each for each in campaign.trials}
+        reason = rules.broken_rule(
+            rebased, after, lambda mark: duplicates.outcome(known[mark]) if mark in known else None, stages.editable
+        )
+        if reason is None:
+            return Answer(rebased, trial.proposed.researcher, carries=trial.number, model=trial.proposed.model)
+    told = refused(stages, campaign, proposal.idea, str(reason), trial.proposed.researcher)
+    return dataclasses.replace(told, carries=trial.number)
+
+
+def to_carry_over(campaign: Campaign) -> Trial | None:
+    """The first trial whose change is to be made again on the incumbent: better than its parent, but made on another
+    one, or part of a line that a better one took the place of."""
+    done = {trial.proposed.carries for trial in campaign.trials} | {each.carries for each in campaign.refused}
+    for trial in campaign.finished:
+        better = trial.verdict is not None and trial.verdict.carry
+        replaced = isinstance(campaign.taken_back.get(trial.number), Trial)
+        if (better or replaced) and trial.number not in done and trial.number not in campaign.standing:
+            return trial
+    return None
 
 
 def admit(
@@ -248,7 +204,7 @@ def admit(
     if rebased is not None:
         proposal, problem = rebased, refusal(stages, campaign, rebased, files)
     if problem:
-        made = _refused(stages, campaign, proposal.idea, problem.reason, researcher, proposal.tokens, proposal.usd)
+        made = refused(stages, campaign, proposal.idea, problem.reason, researcher, proposal.tokens, proposal.usd)
         return dataclasses.replace(made, earlier=problem.earlier)
     return Answer(proposal, researcher, stale)
 
@@ -303,7 +259,7 @@ def refusal(stages: Stages, campaign: Campaign, proposal: Proposal, files: Mappi
     return check.refusal(proposal, files, campaign.trials, stages.archive.files, stages.editable)
 
 
-def _refused(
+def refused(
     stages: Stages,
     campaign: Campaign,
     idea: str,

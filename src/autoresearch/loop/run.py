@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from autoresearch.base.errors import EndRun
@@ -24,6 +25,7 @@ from autoresearch.ledger.records import (
     Graded,
     Invalid,
     Load,
+    Place,
     Purpose,
     RunEvent,
     RunRequest,
@@ -34,15 +36,24 @@ from autoresearch.ledger.records import (
 from autoresearch.loop.stages import Stages
 
 FIRST_SEED = 42
+ANYWHERE = Place()
 AGAIN = 2  # times that a disturbed run is made again at once
 QUIET_SECONDS = 5.0  # for which the machine must be quiet before the next try
 MOST_CURVES = 100  # of past runs, to learn from: reading more takes longer than it is worth
 
 
 def run_once(
-    stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose = Purpose.TRIAL, seed: int | None = None
+    stages: Stages,
+    campaign: Campaign,
+    trial: Trial,
+    purpose: Purpose = Purpose.TRIAL,
+    seed: int | None = None,
+    number: Callable[[Trial], int] = lambda trial: len(trial.every_run),
+    place: Place = ANYWHERE,
 ) -> Trial:
     """The trial with one more run that counts, executed, graded and recorded. To decide it, use the next seed.
+
+    `number` gives the number of a trial's next run, `place` is the part of the machine that it may use.
 
     A run that something disturbs is ended, recorded, set aside and made again: twice at once, then whenever the machine
     is quiet. After the policy's `quiet_seconds` of that, the next run counts, disturbed or not.
@@ -56,7 +67,8 @@ def run_once(
             patience = min(patience, time.monotonic() + stages.policy.quiet_seconds)
             wait_for_quiet(stages, trial, patience)
         is_last = time.monotonic() >= patience or was_never_quiet(campaign)
-        ended = _run(stages, campaign, trial, purpose, seed, is_last=is_last)
+        request = requested(stages, campaign, trial, number(trial), seed, place)
+        ended = _run(stages, campaign, trial, purpose, request, is_last=is_last)
         trial = trial.having(ended)
         if not ended.set_aside:
             return trial
@@ -78,9 +90,11 @@ def wait_for_quiet(stages: Stages, trial: Trial, until: float) -> None:
         stages.progress(trial.number, RunEvent("waiting", now - start, {"busy": busy}))
 
 
-def _run(stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose, seed: int, *, is_last: bool) -> RunEnded:
-    run, commit = len(trial.every_run), trial.proposed.commit
-    request = RunRequest(
+def requested(stages: Stages, campaign: Campaign, trial: Trial, run: int, seed: int, place: Place) -> RunRequest:
+    """A run of a trial as plain data."""
+    commit = trial.proposed.commit
+    return RunRequest(
+        run=run,
         run_id=f"{trial.number:04d}/run{run}",
         commit=commit,
         files=stages.workspace.files(commit),
@@ -89,8 +103,15 @@ def _run(stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose, see
         deadline_seconds=stages.deadline_seconds,
         editable=stages.editable,
         baseline=commit == campaign.started.base,
+        place=place,
     )
-    stages.record(RunStarted(trial.number, run, seed, purpose))
+
+
+def _run(
+    stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose, request: RunRequest, *, is_last: bool
+) -> RunEnded:
+    run = request.run
+    stages.record(RunStarted(trial.number, run, request.seed, purpose))
     unfinished = unscored(stages, trial, request, purpose)
 
     def wants_holdout(score: Score) -> bool:
@@ -104,6 +125,7 @@ def _run(stages: Stages, campaign: Campaign, trial: Trial, purpose: Purpose, see
     hopeless = band(stages, campaign) if is_first and stages.prune else pruning.Band()
     listener = _Listener(stages, trial, hopeless, gives_up=not is_last)
     result = stages.executor.run(request, listener, session.serve)
+    stages.progress(trial.number, RunEvent("ended", result.wall_seconds, {}))
     ended = listener.marked(run_record(stages, campaign, unfinished, session, result))
     reason = listener.disturbed or disturbed(stages, trial, ended, result, session.clock(result))
     ended = replace(ended, disturbed=reason, set_aside=reason is not None and not is_last)
@@ -229,7 +251,7 @@ def unscored(stages: Stages, trial: Trial, request: RunRequest, purpose: Purpose
     """A run's record before there is anything to say about it."""
     return RunEnded(
         trial=trial.number,
-        run=len(trial.every_run),
+        run=request.run,
         seed=request.seed,
         commit=request.commit,
         score=None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoresearch.base.errors import UserError
 from autoresearch.executors.interface import Executor
@@ -14,7 +15,7 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import RunEvent
+from autoresearch.ledger.records import Place, RunEvent
 from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.researchers.interface import Archive, Researcher
 
@@ -57,7 +58,7 @@ class Stages:
     `program` and `guidance` read the user's texts again for each proposal. `prepare` makes the data of a commit's files
     ready. `examine` says why a kept trial's model is not the one that was graded; None if it is. `redact` removes keys
     from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on,
-    `preset` the sizes the lab was created with.
+    `preset` the sizes the lab was created with. `places` are the slots in which runs are side by side.
     """
 
     workspace: Workspace
@@ -85,11 +86,14 @@ class Stages:
     examine: Callable[[Trial], str | None]
     announce: Callable[[Event], None]
     progress: Callable[[int, RunEvent], None]
+    places: tuple[Place, ...] = (Place(),)
+    recording: threading.RLock = field(default_factory=threading.RLock)
 
     def record(self, event: Event) -> None:
-        """Write an event to the ledger, then show it."""
-        self.ledger.append(event)
-        self.announce(event)
+        """Write an event to the ledger, then show it. Runs side by side do so one after the other."""
+        with self.recording:
+            self.ledger.append(event)
+            self.announce(event)
 
     def campaign(self, tag: str) -> Campaign:
         """The campaign as the ledger has it now."""

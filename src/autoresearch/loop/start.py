@@ -108,6 +108,10 @@ def unfinished(stages: Stages, campaign: Campaign) -> Trial | None:
         if trial.verdict is None:
             return trial
     if campaign.incumbent is None:
-        baseline = Answer(Proposal("baseline", {}), stages.researcher.name)
-        return enter(stages, campaign.tag, stages.ledger.next_trial(), baseline, campaign.started.base)
+        return enter(stages, campaign.tag, stages.ledger.next_trial(), baseline(stages), campaign.started.base)
     return None
+
+
+def baseline(stages: Stages) -> Answer:
+    """The user's own program as a proposal."""
+    return Answer(Proposal("baseline", {}), stages.researcher.name)

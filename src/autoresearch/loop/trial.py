@@ -26,13 +26,21 @@ REASON_LENGTH = 200  # characters
 
 def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
     """Run a trial until the judge has decided it, and record the verdict."""
-    while True:
-        if trial.runs:
-            decision = stages.judge.decide(campaign, trial)
-            wanted = trial.scores and len(trial.scores) < trial.proposed.seeds and not unfit(trial)
-            if not decision.rerun and not wanted:
-                break
+    while (decision := decided(stages, campaign, trial)) is None:
         trial = run_once(stages, campaign, trial)
+    conclude(stages, campaign, trial, decision)
+
+
+def decided(stages: Stages, campaign: Campaign, trial: Trial) -> Decision | None:
+    """The judge's decision on a trial; None if it needs one more run."""
+    if not trial.runs or (len(trial.scores) < trial.proposed.seeds and not unfit(trial)):
+        return None
+    decision = stages.judge.decide(campaign, trial)
+    return None if decision.rerun else decision
+
+
+def conclude(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:
+    """Examine a keep once more, and record the verdict."""
     if decision.status is Status.KEEP and campaign.incumbent is not None:
         stages.progress(trial.number, RunEvent("examined_again", 0.0, {}))
         if problem := stages.examine(trial):
@@ -80,6 +88,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         stale=answer.stale,
         seeds=answer.seeds,
         model=answer.model,
+        carries=answer.carries,
         skeleton=syntax.skeleton,
         nodes=syntax.nodes,
         moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),
@@ -107,6 +116,8 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
             incumbent=incumbent,
             estimate=decision.estimate,
             simpler=decision.simpler,
+            carry=decision.carry,
+            place=len(campaign.finished),
         )
     )
     if not kept:

@@ -214,7 +214,7 @@ def digest(campaign: Campaign, room: int) -> str:
     near = [outcome for outcome in discarded if outcome.gain is not None and not outcome.clearly_worse]
     dead = [outcome for outcome in latest if outcome.clearly_worse or outcome.status in (Status.CRASH, Status.INVALID)]
     kept = [outcome for outcome in latest if outcome.status is Status.KEEP]
-    now = [trial for trial in campaign.trials[-1:] if trial.verdict is None]
+    now = [trial for trial in campaign.trials if trial.verdict is None]
     parts = []
 
     def add(title: str, share: float, items: Sequence[T], line: Callable[[T], str]) -> None:

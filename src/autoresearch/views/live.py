@@ -6,6 +6,7 @@ Nothing here decides or stores anything. Ideas and reasons pass through `report.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten, us
 from autoresearch.views.lines import about, label, say, set_up, verdict_line
 
 BAR = 16  # columns
+MOST_LINES = 12  # of trials in flight
 QUIET_SECONDS = 15.0  # between two progress lines if there is no terminal
 
 
@@ -110,7 +112,8 @@ class LiveView:
         self._then = then
         self._on_terminal = console.is_terminal and not console.is_dumb_terminal
         self._live: Live | None = None
-        self._work: Work | None = None
+        self._works: dict[int, Work] = {}  # of each trial that has a run in flight
+        self._lock = threading.RLock()  # runs side by side report from their own threads
         self._spoke = -math.inf
         self._trials = {trial.number: trial for trial in campaign.trials} if campaign else {}
         incumbent = campaign.incumbent if campaign else None
@@ -132,15 +135,18 @@ class LiveView:
 
     def progress(self, trial: int, run_event: RunEvent) -> None:
         """Receive one line of the current run; called several times a second."""
-        if self._work is None or self._work.trial != trial:
-            self._work = self._begin(trial)
-        self._work = self._work.heard(run_event)
+        with self._lock:
+            work = self._works[trial] = (self._works.get(trial) or self._begin(trial)).heard(run_event)
         if not self._on_terminal and self._clock() - self._spoke >= QUIET_SECONDS:
-            elapsed = _clock(self._clock() - self._work.since)
-            self._tell(Text(f"#{trial:<3} {self._work.numbers()}  {elapsed}"))
+            elapsed = _clock(self._clock() - work.since)
+            self._tell(Text(f"#{trial:<3} {work.numbers()}  {elapsed}"))
 
     def event(self, event: Event) -> None:
         """Show one event of the ledger as it is recorded."""
+        with self._lock:
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
         match event:
             case CampaignStarted():
                 self._tell(label("campaign", f"autoresearch/{event.tag}", "bold"), label("set-up", set_up(event)))
@@ -159,13 +165,13 @@ class LiveView:
                 self._decide(event)
             case Confirmation():
                 style = {Outcome.CONFIRMED: "green", Outcome.REFUTED: "red"}.get(event.outcome, "yellow")
-                self._work = None
+                self._works.clear()
                 self._tell(label("", f"#{event.trial} {event.reason}", style))
                 self._best = self._kept.get(event.incumbent, self._best)
             case FileSaved():
                 self._tell(label("saved", event.words, "yellow"))
             case Stopped():
-                self._work = None
+                self._works.clear()
                 self._tell(label("stopped", event.reason, "bold"))
                 if self._then:
                     self._tell(label("next", self._then))
@@ -195,7 +201,7 @@ class LiveView:
         if event.purpose is Purpose.CONFIRM:
             self._say_pair(event.seed)
         work = self._begin(event.trial)
-        self._work = replace(work, idea=f"{again.strip()}: {work.idea}" if again else work.idea)
+        self._works[event.trial] = replace(work, idea=f"{again.strip()}: {work.idea}" if again else work.idea)
         if not self._on_terminal:
             self._tell(Text(f"#{event.trial:<3} starts{again}, seed {event.seed}: {work.idea}"))
         elif self._live is None:
@@ -223,11 +229,13 @@ class LiveView:
         baseline = self._trials[min(self._trials)] if self._trials else None
         if known and baseline and baseline.runs and (other := other_kernels(event, baseline.runs[0])):
             self._tell(Text(f"#{event.trial} ran with {one_line(other)} as the baseline: speeds differ", "yellow"))
-        if self._work:
-            self._work = replace(self._work, phase="judging")
+        if work := self._works.get(event.trial):
+            self._works[event.trial] = replace(work, phase="judging")
+        if event.purpose is not Purpose.TRIAL:
+            self._works.pop(event.trial, None)
 
     def _decide(self, event: Verdict) -> None:
-        self._work = None
+        self._works.pop(event.trial, None)
         known = self._trials.get(event.trial)
         if known:
             row = row_of(replace(known, verdict=event))
@@ -256,12 +264,17 @@ class LiveView:
         say(self._console, *lines)
 
     def _line(self) -> Text:
-        """The live line: always a single line, cut to the terminal's width."""
-        work, ascii_only = self._work, self._console.options.ascii_only
-        frame = Spinner("line" if ascii_only else "dots", style="cyan").render(time.monotonic())
+        """The live lines, one for each trial that has a run in flight, each cut to the terminal's width."""
+        frame = Spinner("line" if self._console.options.ascii_only else "dots", style="cyan").render(time.monotonic())
         assert isinstance(frame, Text)
-        if work is None:
+        with self._lock:
+            works = list(self._works.values())[:MOST_LINES]
+        if not works:
             return Text.assemble(frame, (" preparing the next trial", "dim"))
+        return Text("\n").join(self._work_line(frame, work) for work in works)
+
+    def _work_line(self, frame: Text, work: Work) -> Text:
+        ascii_only = self._console.options.ascii_only
         line = Text.assemble(
             *(frame, " ", (f"#{work.trial}", "bold"), " ", *bar(work.progress or 0.0, ascii_only=ascii_only), " "),
             *((_clock(self._clock() - work.since), "cyan"), " ", work.numbers(), "  ", (work.idea, "dim")),

@@ -34,7 +34,8 @@ def near_duplicate(candidate: Files, trials: Sequence[Trial], files_of: Callable
     same = [trial for trial in trials if trial.proposed.skeleton == own.skeleton]
     near = None
     for trial, other in differences(own.numbers, same, files_of, most=max(FEW, len(own.seed_places))):
-        if other and trial.val_bpb is not None and (reason := too_close(own, other, trial)):
+        is_evidence = trial.val_bpb is not None or trial.verdict is None  # one in flight will have a score
+        if other and is_evidence and (reason := too_close(own, other, trial)):
             near = Near(trial.number, reason)
     return near
 

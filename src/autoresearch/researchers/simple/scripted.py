@@ -52,7 +52,7 @@ class ScriptedResearcher:
 
 def first_unused(brief: Brief) -> int:
     """The index of the line after the last one tried. Skips refused lines if a later one was tried."""
-    made = brief.campaign.trials[1:]
+    made = [trial for trial in brief.campaign.trials[1:] if trial.proposed.carries is None]
     lines = [line for trial in made if isinstance(line := trial.proposed.note.get("line"), int)]
     return max([len(made), *(line + 1 for line in lines)])
 

@@ -1,0 +1,148 @@
+"""Runs side by side: each in a thread of its own, on its own part of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from autoresearch.base.errors import UserError
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.records import Place, Purpose, RunEvent, Wanted
+from autoresearch.loop.run import run_once
+from autoresearch.loop.stages import Stages
+
+
+class Grounded(Exception):
+    """Ends a run whose loop is being stopped: it is not recorded, and made again when the loop continues."""
+
+
+@dataclass
+class Flight:
+    """A run that was started: of which trial, what for, on which seed, and where."""
+
+    trial: int
+    purpose: Purpose
+    seed: int
+    place: Place
+    error: BaseException | None = None
+    thread: threading.Thread = field(default_factory=threading.Thread)
+
+
+class Slots:
+    """The runs in flight. On leaving, the runs that are still in flight are ended."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = replace(stages, progress=self._hear)
+        self._tell = stages.progress
+        self._free = list(stages.places)
+        self._flights: list[Flight] = []
+        self._numbers: dict[int, int] = {}  # the next run's of each trial
+        self._lock = threading.Lock()
+        self._news, self._over = threading.Event(), threading.Event()
+
+    def __enter__(self) -> Slots:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._flights:
+            self._stages.executor.end_leftovers()
+        for flight in self._flights:
+            flight.thread.join()
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def flights(self) -> Sequence[Flight]:
+        return self._flights
+
+    @property
+    def wanted(self) -> list[Wanted]:
+        """What is in flight for a confirmation."""
+        return [Wanted(each.trial, each.seed) for each in self._flights if each.purpose is Purpose.CONFIRM]
+
+    def of(self, trial: Trial) -> list[Flight]:
+        """The flights that are to decide a trial."""
+        return [each for each in self._flights if each.trial == trial.number and each.purpose is Purpose.TRIAL]
+
+    def start(self, campaign: Campaign, trial: Trial, purpose: Purpose, seed: int) -> None:
+        """Start a run in a free slot."""
+        flight = Flight(trial.number, purpose, seed, self._free.pop(0))
+        flight.thread = threading.Thread(target=self._fly, args=(flight, campaign, trial), name="run", daemon=True)
+        self._flights.append(flight)
+        flight.thread.start()
+
+    def land(self) -> None:
+        """Free the slots of the runs that have ended. Raises what went wrong in one."""
+        landed = [each for each in self._flights if not each.thread.is_alive()]
+        for flight in landed:
+            self._flights.remove(flight)
+            self._free.append(flight.place)
+        for flight in landed:
+            if flight.error is not None:
+                raise flight.error
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a run to end, or for some seconds."""
+        self._news.wait(seconds)
+        self._news.clear()
+
+    def _fly(self, flight: Flight, campaign: Campaign, trial: Trial) -> None:
+        try:
+            confine(flight.place)
+            run_once(self._stages, campaign, trial, flight.purpose, flight.seed, self._number, flight.place)
+        except BaseException as error:  # raised again in the loop's own thread
+            flight.error = error
+        self._news.set()
+
+    def _hear(self, trial: int, event: RunEvent) -> None:
+        if self._over.is_set():
+            raise Grounded
+        self._tell(trial, event)
+
+    def _number(self, trial: Trial) -> int:
+        """The number of a trial's next run, which no other has."""
+        with self._lock:
+            number = max(self._numbers.get(trial.number, 0), len(trial.every_run))
+            self._numbers[trial.number] = number + 1
+            return number
+
+
+def confine(place: Place) -> None:
+    """Keep this thread, and all that it starts, to a place's processors, where the system can do that."""
+    if place.processors and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # some of them went away
+            os.sched_setaffinity(0, place.processors)
+
+
+def places(wanted: int | str, gpus: int) -> tuple[Place, ...]:
+    """The parts of this machine for so many slots: a GPU each, or else equal shares of the processors.
+
+    A single slot has the whole machine. "auto" is one slot for each GPU, or one.
+
+    Raises:
+        UserError: there are not so many GPUs or processors.
+    """
+    count = max(gpus, 1) if isinstance(wanted, str) else wanted
+    if count == 1:
+        return (Place(),)
+    if gpus and count > gpus:
+        raise UserError(
+            f"{count} slots need {count} GPUs, but there are {gpus}: set `slots` to {gpus} or less, or auto"
+        )
+    if gpus:
+        return tuple(Place(gpu=number) for number in range(count))
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    every, share = sorted(usable), len(usable) // count
+    if not share:
+        raise UserError(f"{count} slots need {count} processors, but there are {len(every)}: set `slots` to less")
+    shares = [every[number * share : (number + 1) * share] for number in range(count)]
+    return tuple(Place(processors=tuple(each)) for each in shares)

@@ -1,0 +1,311 @@
+"""Runs side by side: what is started when, what becomes of changes of an older incumbent, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy_lab
+from autoresearch.base import git
+from autoresearch.base.errors import UserError
+from autoresearch.ledger.campaign import Campaign
+from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted
+from autoresearch.ledger.ledger import Ledger
+from autoresearch.ledger.records import Place, Proposal, Purpose, Status
+from autoresearch.loop import slots
+from autoresearch.loop.loop import run_campaign
+from autoresearch.researchers.interface import Brief
+from conftest import never, stages
+from judged import posterior_judge
+
+TWO = (Place(), Place())
+XS = (2.5, 2.2, 2.0, 1.8, 1.5, 1.2)
+LINES = "A = 1\nB = 2\nC = 3\nD = 4\nE = 5\nF = 6\nG = 7\n"
+TRAIN = f"""
+from prepare import evaluate
+X = 3.0
+{LINES}Y = 2.0
+{LINES}SLEEP = 0.0
+import time
+time.sleep(SLEEP)
+evaluate(1 + (X - 1) ** 2 + (Y - 1) ** 2)
+print("---")
+"""
+
+
+def edited(text: str = TRAIN, **numbers: float) -> str:
+    for name, value in numbers.items():
+        line = next(each for each in text.splitlines() if each.startswith(f"{name} = "))
+        text = text.replace(f"{line}\n", f"{name} = {value}\n")
+    return text
+
+
+def change(idea: str, **numbers: float) -> Proposal:
+    return Proposal(idea, {"train.py": edited(**numbers)})
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A lab with two numbers far enough from each other for changes of both to merge."""
+    return toy_lab.make(tmp_path / "lab", train=TRAIN)
+
+
+def until_made(count: int) -> Callable[[int], str | None]:
+    return lambda made: "enough" if made >= count else None
+
+
+def campaign(lab: Path, tag: str = "t") -> Campaign:
+    return stages(lab).campaign(tag)
+
+
+class Side:
+    """A researcher that is asked several times side by side, and answers from a list."""
+
+    name = "side"
+    side_by_side = True
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.briefs: list[Brief] = []
+        self._lock = threading.Lock()
+
+    def propose(self, brief: Brief) -> Proposal:
+        with self._lock:
+            self.briefs.append(brief)
+            return self.answers.pop(0)
+
+
+def most_at_once(events: list[Event]) -> int:
+    """How many runs were in flight at the same time."""
+    now = most = 0
+    for event in events:
+        now += isinstance(event, RunStarted) - isinstance(event, RunEnded)
+        most = max(most, now)
+    return most
+
+
+def test_trials_run_side_by_side_and_a_single_slot_never_does(wide: Path, tmp_path: Path) -> None:
+    lines = [change(f"X to {x}", X=x, SLEEP=0.5) for x in (2.5, 2.0, 1.5)]
+    for lab, places, most in ((wide, TWO, 2), (toy_lab.make(tmp_path / "one", train=TRAIN), TWO[:1], 1)):
+        events: list[Event] = []
+        run_campaign(stages(lab, lines, events, places=places), "t", never)
+        assert most_at_once(events) == most
+        assert [trial.verdict is not None for trial in campaign(lab).trials] == [True] * len(campaign(lab).trials)
+
+
+def test_the_seeds_of_the_baseline_and_confirmations_fill_the_slots(wide: Path) -> None:
+    events: list[Event] = []
+    judge = posterior_judge(baseline_seeds=3, max_runs=1)
+    places = (Place(),) * 3
+    run_campaign(stages(wide, [change("X to 1.5", X=1.5)], events, judge=judge, places=places), "t", never)
+    started = [event for event in events if isinstance(event, RunStarted)]
+    assert {(each.run, each.seed) for each in started[:3]} == {(0, 42), (1, 43), (2, 44)}
+    assert not any(isinstance(event, RunEnded) for event in events[: events.index(started[2])])
+    confirming = [each for each in started if each.purpose is Purpose.CONFIRM]
+    assert len({(each.trial, each.seed) for each in confirming}) == len(confirming) >= 4
+    assert most_at_once(events) == 3
+
+
+def test_a_change_of_an_older_incumbent_is_carried_over_to_the_new_one(wide: Path) -> None:
+    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=1.5), change("X to 1.5", X=1.5)
+    events: list[Event] = []
+    run_campaign(
+        stages(wide, events=events, researcher=Side(slow, quick), places=TWO),
+        "t",
+        until_made(3),
+    )
+    trials = campaign(wide).trials
+    by_idea = {trial.proposed.idea: trial for trial in trials[:3]}
+    late, early = by_idea["Y to 1.5"], by_idea["X to 1.5"]
+    assert late.proposed.parent == early.proposed.parent == trials[0].proposed.commit
+    assert late.verdict is not None
+    assert late.verdict.carry
+    assert f"carried over to #{early.number}" in late.verdict.reason
+    both = trials[3]
+    assert (both.proposed.carries, both.proposed.parent) == (late.number, early.proposed.commit)
+    assert campaign(wide).status_of(both) is Status.KEEP
+    text = git.files(wide, "autoresearch/t")["train.py"].decode()
+    assert ("X = 1.5" in text, "Y = 1.5" in text) == (True, True)
+
+
+def test_a_change_that_does_not_merge_goes_back_to_its_researcher(wide: Path) -> None:
+    slow, quick = change("X to 2.0", X=2.0, SLEEP=1.5), change("X to 1.5", X=1.5)
+    run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(2))
+    side = Side(change("X to 1.2", X=1.2))
+    events: list[Event] = []
+    run_campaign(stages(wide, events=events, researcher=side, places=TWO), "t", until_made(1))
+    refused = [event for event in events if isinstance(event, ProposalRefused) and event.carries is not None]
+    assert [each.idea for each in refused] == ["X to 2.0"]
+    assert "does not merge" in refused[0].reason
+    assert "X to 2.0" in [each.idea for each in side.briefs[0].campaign.refused]
+
+
+def test_a_better_one_takes_the_place_of_a_line_whose_change_is_carried_over(wide: Path) -> None:
+    slow, quick = change("X to 1.0", X=1.0, SLEEP=1.5), change("Y to 1.5", Y=1.5)
+    run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(3))
+    found = campaign(wide)
+    by_idea = {trial.proposed.idea: trial for trial in found.trials[:3]}
+    assert found.status_of(by_idea["Y to 1.5"]) is Status.DISCARD, "it was kept until the better one came"
+    assert [trial.proposed.carries for trial in found.trials][3] == by_idea["Y to 1.5"].number
+    assert found.incumbent is found.trials[3]
+    assert found.incumbent.val_bpb == 1.25
+
+
+def test_a_twin_of_what_is_in_flight_is_refused_and_the_brief_lists_it(wide: Path) -> None:
+    twin = change("the same", X=2.0, SLEEP=1.0)
+    side = Side(twin, twin, change("another", X=1.5))
+    run_campaign(stages(wide, researcher=side, places=TWO), "t", until_made(2))
+    assert "tried before, as trial 1 (not judged yet)" in campaign(wide).refused[0].reason
+    last = side.briefs[-1].campaign.trials
+    assert [trial.number for trial in last if trial.verdict is None] == [1]
+
+
+def test_no_more_trials_are_started_than_were_asked_for(wide: Path) -> None:
+    lines = [change(f"X to {x}", X=x, SLEEP=0.3) for x in (2.5, 2.0, 1.5, 1.2)]
+    run_campaign(stages(wide, researcher=Side(*lines), places=(Place(),) * 4), "t", until_made(2))
+    assert len(campaign(wide).finished) == 3
+    assert len(campaign(wide).trials) == 3
+
+
+def test_the_same_campaign_with_one_slot_gives_the_same_verdicts_as_before(wide: Path) -> None:
+    """What the loop of one run after the other recorded for these proposals."""
+    lines = [change("worse", X=4.0), change("better", X=2.0), change("crash", X=1.0), change("best", X=1.5)]
+    lines[2] = Proposal("crash", {"train.py": "raise ValueError('no')\n"})
+    events: list[Event] = []
+    run_campaign(stages(wide, lines, events), "t", never)
+    told = [type(event).__name__ for event in events]
+    trial = ["TrialProposed", "RunStarted", "RunEnded", "Verdict"]
+    assert told == ["CampaignStarted", *trial * 5, "Stopped"]
+    assert [each.verdict and each.verdict.status.value for each in campaign(wide).trials] == [
+        *("keep", "discard", "keep", "crash", "keep")
+    ]
+
+
+def test_an_error_in_one_slot_ends_the_others_and_nothing_is_lost(wide: Path) -> None:
+    lines = [change(f"X to {x}", X=x, SLEEP=30.0) for x in (2.5, 2.0)]
+    stop = time.monotonic()
+
+    def enough(made: int) -> str | None:
+        if time.monotonic() > stop + 60 or len([t for t in parts.campaign("t").trials if t.verdict is None]) == 2:
+            time.sleep(1.0)
+            raise UserError("the disk is full")
+        return None
+
+    parts = stages(wide, researcher=Side(*lines), places=TWO)
+    with pytest.raises(UserError, match="the disk is full"):
+        run_campaign(parts, "t", enough)
+    found = campaign(wide)
+    assert [(trial.number, trial.verdict, trial.runs) for trial in found.trials[1:]] == [(1, None, ()), (2, None, ())]
+    assert not any(thread.name == "run" for thread in threading.enumerate())
+
+
+# ---------------------------------------------------------------- the whole program
+
+
+def start(lab: Path, *options: str) -> subprocess.Popen[str]:
+    script = lab.parent / "script.json"
+    lines = [
+        {"idea": f"X to {x}", "files": {"train.py": edited(X=x, SLEEP=1.0)}} for x in (2.5, 2.2, 2.0, 1.8, 1.5, 1.2)
+    ]
+    script.write_text(json.dumps(lines))
+    command = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), "--slots", "2", *options]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, "--researcher", f"scripted:{script}"], **pipes)
+
+
+def until(lab: Path, is_so: Callable[[Campaign], bool]) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = Ledger(lab / ".autoresearch/ledger.jsonl").campaign()
+        if found and is_so(found):
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that")
+
+
+needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two slots need two processors")
+
+
+def both_busy(found: Campaign) -> bool:
+    return len([trial for trial in found.trials if trial.verdict is None]) == 2
+
+
+@needs_two
+def test_a_kill_with_all_slots_busy_loses_nothing_and_doubles_nothing(wide: Path) -> None:
+    for _ in range(2):
+        process = start(wide)
+        until(wide, both_busy)
+        process.kill()
+        process.communicate()
+    process = start(wide)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    found = Ledger(wide / ".autoresearch/ledger.jsonl").campaign()
+    assert found is not None
+    own = [trial for trial in found.trials if trial.proposed.carries is None]
+    assert sorted(trial.proposed.idea for trial in own) == sorted(["baseline", *(f"X to {x}" for x in XS)])
+    assert all(trial.verdict and len(trial.runs) == 1 for trial in found.trials)
+
+
+@needs_two
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_once_lets_those_in_flight_finish_and_twice_ends_them(wide: Path, presses: int) -> None:
+    process = start(wide)
+    until(wide, both_busy)
+    for _ in range(presses):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    process.communicate(timeout=60)
+    assert process.returncode == (0 if presses == 1 else 130)
+    found = Ledger(wide / ".autoresearch/ledger.jsonl").campaign()
+    assert found is not None
+    open_trials = [trial for trial in found.trials if trial.verdict is None]
+    assert len(open_trials) == (0 if presses == 1 else 2)
+    assert not any(trial.runs for trial in open_trials)
+
+
+def test_slots_divide_the_machine_and_more_than_it_has_is_refused() -> None:
+    assert slots.places("auto", 0) == slots.places(1, 0) == slots.places(1, 4) == (Place(),)
+    assert [place.gpu for place in slots.places("auto", 4)] == [0, 1, 2, 3]
+    assert [place.gpu for place in slots.places(2, 4)] == [0, 1]
+    with pytest.raises(UserError, match="3 slots need 3 GPUs, but there are 2"):
+        slots.places(3, 2)
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match="processors, but there are"):
+        slots.places(cores + 1, 0)
+    shares = slots.places(cores, 0)
+    assert sorted(number for place in shares for number in place.processors) == sorted(os.sched_getaffinity(0))
+
+
+@needs_two
+def test_each_run_has_its_own_processors_and_as_many_threads(wide: Path) -> None:
+    tell = "import os\nprint('CORES', sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])\n"
+    lines = [Proposal(f"X to {x}", {"train.py": tell + edited(X=x, SLEEP=0.5)}) for x in (2.5, 2.0)]
+    parts = stages(wide, researcher=Side(*lines), places=slots.places(2, 0))
+    run_campaign(parts, "t", until_made(2))
+    logs = [(wide / trial.runs[0].log).read_text() for trial in campaign(wide).trials[1:]]
+    said = [next(line for line in log.splitlines() if line.startswith("CORES")) for log in logs]
+    assert len(set(said)) == 2
+    assert len(os.sched_getaffinity(0)) >= 2, "this program itself keeps them all"
+
+
+def test_a_gpu_of_its_own_is_all_that_a_run_sees(wide: Path) -> None:
+    tell = "import os\nprint('GPU', os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    lines = [Proposal(f"X to {x}", {"train.py": tell + edited(X=x, SLEEP=0.5)}) for x in (2.5, 2.0)]
+    parts = stages(wide, researcher=Side(*lines), places=(Place(gpu=0), Place(gpu=1)))
+    run_campaign(parts, "t", until_made(2))
+    logs = [(wide / trial.runs[0].log).read_text() for trial in campaign(wide).trials[1:]]
+    assert sorted(next(line for line in log.splitlines() if line.startswith("GPU")) for log in logs) == [
+        "GPU 0",
+        "GPU 1",
+    ]
