@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -14,9 +14,14 @@ from autoresearch.ledger.records import Decision, Status, Wanted
 
 
 class Unconfirmed:
-    """Nothing is ever confirmed."""
+    """Nothing is ever confirmed, and a trial is asked for run after run."""
 
-    def confirmation(self, campaign: Campaign, *, asked: bool) -> Wanted | Confirmation | None:
+    def runs_needed(self, campaign: Campaign, candidate: Trial) -> int:
+        return 1
+
+    def confirmation(
+        self, campaign: Campaign, *, asked: bool, flying: Collection[Wanted] = ()
+    ) -> Wanted | Confirmation | None:
         return None
 
 

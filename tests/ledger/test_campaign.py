@@ -3,12 +3,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import tempfile
+from pathlib import Path
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoresearch.judging import judge
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ChosenByHand, Confirmation
+from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Outcome, Purpose, Score, Status
 from judged import a_campaign, a_run, a_trial, kept, with_run, with_trials
 
@@ -142,6 +147,78 @@ def test_whatever_happens_the_lineage_leads_from_the_baseline_to_the_incumbent(s
         assert set(numbers(campaign.untested)) <= set(numbers(campaign.provisional)) <= set(numbers(lineage))
         assert campaign.confirmed not in campaign.provisional
         assert set(campaign.taken_back) == set(numbers(campaign.kept)) - set(numbers(lineage))
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[tuple[int, bool]]:
+    """For each trial after the baseline: which earlier one it was made on, and whether it was kept."""
+    count = draw(st.integers(1, 12))
+    return [(draw(st.integers(0, number)), draw(st.booleans())) for number in range(count)]
+
+
+def grown(tree: list[tuple[int, bool]], order: list[int]) -> Campaign:
+    """A campaign whose trials were proposed in one order and had their verdicts in another."""
+    trials = [a_trial(0, 1.0, status=Status.KEEP)]
+    trials[0] = dataclasses.replace(trials[0], verdict=dataclasses.replace(trials[0].verdict, place=0))  # type: ignore[type-var]
+    for number, (parent, kept_) in enumerate(tree, start=1):
+        trial = a_trial(number, 1.0 - number / 100, parent=parent, status=Status.KEEP if kept_ else Status.DISCARD)
+        place = 1 + order.index(number - 1)
+        trials.append(dataclasses.replace(trial, verdict=dataclasses.replace(trial.verdict, place=place)))  # type: ignore[type-var]
+    return a_campaign(*trials)
+
+
+@given(trees(), st.randoms())
+def test_in_whatever_order_verdicts_come_the_tree_has_no_cycles_and_leads_to_the_last_keep(
+    tree: list[tuple[int, bool]], random: Random
+) -> None:
+    order = list(range(len(tree)))
+    random.shuffle(order)
+    campaign = grown(tree, order)
+    lineage = campaign.lineage
+    assert lineage[0] is campaign.trials[0]
+    assert all(b.proposed.parent == a.proposed.commit for a, b in itertools.pairwise(lineage))
+    assert len(set(numbers(lineage))) == len(lineage)
+    keeps = [number + 1 for number in order if tree[number][1]]
+    assert lineage[-1].number == (keeps[-1] if keeps else 0), "what was kept last is where the search is"
+    for trial in campaign.kept:
+        reached, seen = trial, set()
+        while (before := campaign.parent_of(reached)) is not None:
+            assert reached.number not in seen
+            seen.add(reached.number)
+            reached = before
+        assert reached is campaign.trials[0], "every keep is reachable from the baseline"
+    assert set(campaign.taken_back) == set(numbers(campaign.kept)) - set(numbers(lineage))
+
+
+@given(trees(), st.randoms())
+def test_the_order_in_which_runs_end_changes_no_programs_posterior(
+    tree: list[tuple[int, bool]], random: Random
+) -> None:
+    one, other = list(range(len(tree))), list(range(len(tree)))
+    random.shuffle(other)
+    assert judge.believed(grown(tree, one)) == judge.believed(grown(tree, other))
+
+
+@given(trees(), st.randoms())
+def test_a_replayed_ledger_gives_the_same_tree(tree: list[tuple[int, bool]], random: Random) -> None:
+    order = list(range(len(tree)))
+    random.shuffle(order)
+    made = grown(tree, order)
+    with tempfile.TemporaryDirectory() as directory:
+        ledger = Ledger(Path(directory) / "ledger.jsonl")
+        ledger.append(made.started)
+        for trial in made.trials:
+            ledger.append(trial.proposed)
+        for trial in (made.trials[0], *(made.trials[number + 1] for number in order)):
+            for run in trial.runs:
+                ledger.append(dataclasses.replace(run, trial=trial.number))
+            assert trial.verdict is not None
+            ledger.append(trial.verdict)
+        read = Ledger(ledger.path).campaign()
+    assert read is not None
+    assert numbers(read.lineage) == numbers(made.lineage)
+    assert set(read.taken_back) == set(made.taken_back)
+    assert judge.believed(read) == judge.believed(made)
 
 
 def test_only_scores_to_be_believed_count() -> None:

@@ -110,6 +110,7 @@ def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
             "why": proposed.why,
             "expects": proposed.expects,
             "repairs": proposed.repairs,
+            "carries": proposed.carries,
             "researcher": proposed.proposer,
             "lines_changed": proposed.lines_changed,
             "runs": [_run(run) for run in found.sealed.every_run],

@@ -12,8 +12,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from autoresearch.base import redaction
 from autoresearch.base.errors import UserError
-from autoresearch.lab import redaction
 from autoresearch.lab.settings import Config
 from autoresearch.ledger import report
 

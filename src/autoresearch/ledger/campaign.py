@@ -149,7 +149,8 @@ class Campaign:
                 continue
             gone |= {trial.number: step for trial in before if trial not in line}
             gone = {number: why for number, why in gone.items() if all(trial.number != number for trial in line)}
-        return tuple(line), gone
+        kept = {trial.number for trial in self.kept}
+        return tuple(line), {number: why for number, why in gone.items() if number in kept}
 
     def _after(self, step: Move, line: list[Trial]) -> list[Trial]:
         """The lineage after a step, which may add to it, shorten it or lead it elsewhere."""

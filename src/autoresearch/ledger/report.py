@@ -204,6 +204,8 @@ def row_of(trial: Trial, description: str | None = None) -> Row:
     scored = status in (Status.KEEP, Status.DISCARD) and val_bpb is not None
     # A quote at the start of a field makes CSV readers, which people open results.tsv with, swallow lines.
     text = one_line(description or trial.proposed.idea).replace('"', "'")
+    if trial.proposed.carries is not None:
+        text = f"{text} (carried over from #{trial.proposed.carries})"
     why = "" if scored else reason(trial).replace('"', "'")
     return Row(
         number=trial.number,

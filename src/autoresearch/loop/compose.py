@@ -66,8 +66,7 @@ def compose(
     # Whether runs are graded from outside: prepare.py talks to a grader, and the system supports it.
     trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
     python = interpreter(settings, workspace.root)
-    parts = (Place(),) if agent else slots.places(settings.slots, hardware.gpus())
-    device = hardware.device(len(parts[0].processors) or None)
+    parts, device = machine(1 if agent else settings.slots)
     namespace = f"lab:{workspace.root}:"
     tools = kit(workspace, settings, namespace)
     if not agent:
@@ -101,6 +100,12 @@ def compose(
         progress=progress,
         places=parts,
     )
+
+
+def machine(wanted: int | str) -> tuple[tuple[Place, ...], hardware.Device]:
+    """The slots of this machine, and the device that a run in one of them has."""
+    parts = slots.places(wanted, hardware.gpus())
+    return parts, hardware.device(len(parts[0].processors) or None)
 
 
 def executor(

@@ -146,6 +146,8 @@ def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classe
             say(console, label(name, text))
     if proposed.repairs is not None:
         say(console, label("repairs", f"trial {proposed.repairs}"))
+    if proposed.carries is not None:
+        say(console, label("carries", f"the change of trial {proposed.carries} over to a newer best version"))
     if proposed.tokens is not None:
         cost = f", {proposed.usd:.4f} USD" if proposed.usd is not None else ""
         say(console, label("cost", f"{proposed.tokens:,} tokens{cost}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoresearch.lab.redaction import redact
+from autoresearch.base.redaction import redact
 
 VARIABLES = {
     "GITHUB_TOKEN": "abcdefghij0123456789",
