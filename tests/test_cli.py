@@ -281,6 +281,59 @@ def test_a_report_of_a_table_draws_nothing_unasked(tmp_path: Path, call: Cli) ->
     assert [path.name for path in tmp_path.iterdir()] == ["results.tsv"]
 
 
+def test_what_became_of_a_keep_is_told_everywhere(lab: Path, call: Cli) -> None:
+    """A refuted keep: no view may still call it kept, or a lead to follow."""
+    seeds = "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\nX = X if seed < 1000 else 4.0\n"
+    (lab / "program.md").write_text(toy_lab.PROGRAM.replace("judge: greedy", "judge: posterior\nmax_runs: 1"))
+    lines = [{"idea": "a fluke", "files": {"train.py": toy_lab.train_with(1.5, seeds)}}]
+    (lab.parent / "script.json").write_text(json.dumps(lines))
+    assert call("run", "--lab", lab, "--researcher", f"scripted:{lab.parent / 'script.json'}")[0] == 0
+    shown = call("show", 1, "--lab", lab)[1]
+    assert re.search(r"since then  #1 was refuted: .*; it counts as discard", shown)
+    found = json.loads(call("show", 1, "--lab", lab, "--json")[1])
+    assert found["status"] == "discard"
+    assert "#1 was refuted" in found["since"][0]
+    for command in ("status", "report"):
+        assert "tested      #1 was refuted: " in call(command, "--lab", lab)[1]
+    assert "near misses" not in call("report", "--lab", lab)[1]
+    assert "(kept at first, refuted)" in call("log", "--lab", lab)[1]
+    _, out, _ = call("confirm", "--lab", lab)
+    assert "nothing to test: nothing was kept since the last test" in out
+    call("keep", 1, "--why", "I like it", "--lab", lab)
+    assert "kept by hand: I like it" in call("log", "--lab", lab)[1]
+    assert "#1 was refuted" in call("show", 1, "--lab", lab)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("try", "-m", "x", "--wait"), "--wait asks for the trial that is at work"),
+        (("try", "-m", "x", "--timeout", "3"), "--timeout is for --wait"),
+        (("log", "--limit", "0"), "`autoresearch log --help` shows the choices"),
+        (("show", "0"), "has no campaign yet"),
+        (("sample", "hi", "--device", "cuda"), "this machine has no cuda, only cpu"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_as_what_it_is(lab: Path, call: Cli, words: tuple[str, ...], told: str) -> None:
+    refused(call(*words, "--lab", lab), told)
+
+
+def test_a_refusal_without_json_says_what_to_do_next_in_its_last_line(lab: Path, call: Cli) -> None:
+    (lab / "prepare.py").write_text(toy_lab.PREPARE + "# mine\n")
+    code, out, err = call("try", "-m", "x", "--lab", lab)
+    assert code == 1
+    assert "prepare.py may not change" in err
+    assert out == "next        put it back with `git restore prepare.py`, then try again\n"
+
+
+def test_a_path_that_the_locale_cannot_spell_is_a_lab_all_the_same(tmp_path: Path) -> None:
+    lab = toy_lab.make(tmp_path / "mit leer zeichen äöü")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "autoresearch", "status", "--lab", str(lab)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "has no campaign yet" in done.stderr
+
+
 def test_every_error_is_json_for_who_asked_for_json(lab: Path, call: Cli) -> None:
     for command in (["status"], ["show", 3], ["try", "-m", " "], ["try"], ["report", "nothing.tsv"]):
         code, out, err = call(*command, "--lab", lab, "--json")

@@ -99,7 +99,8 @@ def run() -> int | None:
     except UserError as error:
         code = _complain(str(error), answer=error.answer)
     except typer.TyperException as error:
-        code = _complain(f"{error.format_message()} (`autoresearch --help` shows the choices)")
+        about = f" {sys.argv[1]}" if sys.argv[1:] and sys.argv[1] in COMMANDS else ""
+        code = _complain(f"{error.format_message()} (`autoresearch{about} --help` shows the choices)")
     except typer.Abort:
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -113,6 +114,8 @@ def _complain(message: str, code: int = 1, answer: Mapping[str, object] | None =
     print(f"autoresearch: {message}", file=sys.stderr)
     if "--json" in sys.argv:
         print(json.dumps(answer or {"status": "error" if code == 1 else "bug", "reason": message}, indent=2))
+    elif answer and "next" in answer:
+        print(f"next        {answer['next']}")
     return code
 
 

@@ -73,7 +73,7 @@ def checked(lab: Path, **more: Any) -> dict[str, doctor.Check]:
 
 def test_a_whole_lab_is_checked(lab: Path) -> None:
     found = checked(lab, researcher=lambda settings: f"{settings.researcher}: installed")
-    assert list(found)[len(doctor.CHECKS) :] == ["program.md", "editable", "preset", "data", "researcher"]
+    assert list(found)[len(doctor.CHECKS) :] == ["program.md", *doctor.LAB_CHECKS, "researcher"]
     assert [check for check in found.values() if check.ok is False] == []
     assert found["program.md"].found == "5 settings"
     assert found["researcher"].found == "scripted: installed"

@@ -124,6 +124,8 @@ class Answers:
         """
         trial = self.ledger.trial(number)
         if trial is None:
+            if not self.ledger.campaigns():
+                self.campaign()
             raise UserError(f"there is no trial {number} in {self.workspace.root}: `autoresearch log` lists them")
         return trial
 

@@ -104,6 +104,7 @@ def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
             "error": crash and f"{crash.kind.value}: {report.last_line(crash.detail)}",
             "class": comparability.names(campaign, found),
             "reason": found.verdict.reason if found.verdict and not crash else None,
+            "since": campaign.since(found),
             "val_bpb": found.val_bpb,
             "memory_gb": found.memory_gb,
             "parent": None if parent == found.number else parent,

@@ -59,7 +59,7 @@ def init(root: Path) -> None:
 def top_level(directory: Path) -> Path | None:
     """The root of the repository that contains the directory; None if it is in none."""
     try:
-        return Path(_line(directory, "rev-parse", "--show-toplevel"))
+        return Path(os.fsdecode(_git(directory, "rev-parse", "--show-toplevel").rstrip(b"\n")))
     except GitError as error:
         if "not a git repository" in str(error):
             return None

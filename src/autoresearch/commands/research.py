@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from autoresearch.agents.attempt import InteractiveLab, interrupted
 from autoresearch.agents.edits import Wish
@@ -23,6 +25,7 @@ from autoresearch.ledger.records import RunEvent
 from autoresearch.loop import compose
 from autoresearch.loop.loop import run_campaign
 from autoresearch.views import answer
+from autoresearch.views.lines import say
 from autoresearch.views.live import LiveView
 
 GO_ON = "continue with `autoresearch run`, look at it with `autoresearch report`"
@@ -67,7 +70,10 @@ def run(
         if told := compose.replaced(tag, ledger):
             print(told)
         if begun:
-            print(f"continuing campaign {tag}, with {len(begun.finished)} trials so far")
+            count = len(begun.finished)
+            print(f"continuing campaign {tag}, with {count} trial{'s' * (count != 1)} so far")
+        if begun and begun.started.preset != settings.preset:
+            print(f"program.md names the preset {settings.preset}; this campaign keeps {begun.started.preset}")
         if begun and (told := compose.notice(begun, workspace)):
             print(told)
         if begun and begun.started.judge != settings.judge:
@@ -76,7 +82,7 @@ def run(
             )
         with (
             LiveView(console, begun, then=GO_ON) as view,
-            stopping.interrupts(console.print) as interrupted,
+            stopping.interrupts(lambda text: say(console, Text(text))) as interrupted,
         ):
             refresher = Refresher(workspace.overview, ledger, tag)
 
@@ -116,8 +122,12 @@ def try_(
     Example: autoresearch try -m "half the batch"
     """
     beside = InteractiveLab(Workspace.open(lab))
-    if wait == (message is not None):
-        raise UserError('name the idea, as in `autoresearch try -m "half the batch"`, or use --wait without one')
+    if wait and (message is not None or detach):
+        raise UserError("--wait asks for the trial that is at work: leave --message and --detach out")
+    if timeout is not None and not wait:
+        raise UserError("--timeout is for --wait: a trial takes as long as it takes, with --detach by itself")
+    if message is None and not wait:
+        raise UserError('name the idea, as in `autoresearch try -m "half the batch"`, or use --wait')
     try:
         result = _wait(beside, timeout) if wait else _try(beside, Wish(str(message), why, tag, seeds), detach=detach)
     except KeyboardInterrupt:
@@ -160,7 +170,10 @@ def guide(
 
     Example: autoresearch guide "the learning rates are tuned well enough, try the architecture"
     """
-    print(InteractiveLab(Workspace.open(lab)).guide(text), end="")
+    beside = InteractiveLab(Workspace.open(lab))
+    print(beside.guide(text), end="")
+    if config.load(beside.workspace.program)[0].researcher == "builtin":
+        print("note: the built-in researcher cannot read it; all others do", file=sys.stderr)
 
 
 def papers(

@@ -98,7 +98,10 @@ def show(
         return
     known, found = beside.trial(trial), beside.show(trial)
     classes = beside.class_of(known)
-    terminal.show_trial(known, str(found.get("patch", "")), str(found.get("log", "")), Console(), classes)
+    campaign = beside.campaign(known.proposed.tag)
+    status, since = campaign.status_of(known), campaign.since(known)
+    patch, tail = (str(found.get(name, "")) for name in ("patch", "log"))
+    terminal.show_trial(known, patch, tail, Console(), classes, status, since)
 
 
 Results = Annotated[
@@ -120,6 +123,8 @@ def report_(
 
     Example: autoresearch report --lab my-lab
     """
+    if results is not None and tag is not None:
+        raise UserError(f"{results} is a table without campaigns: leave --tag out, or leave the table out")
     if against is not None:
         _compare(results, lab, tag, against, as_json=as_json)
         return

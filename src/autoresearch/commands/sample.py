@@ -13,7 +13,7 @@ from autoresearch.agents.answers import Answers
 from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
-from autoresearch.lab import config
+from autoresearch.lab import config, hardware
 from autoresearch.lab.workspace import Workspace
 from autoresearch.loop import compose
 from autoresearch.models import saved_model
@@ -68,6 +68,8 @@ def sample(
         )
     if device not in DEVICES:
         raise UserError(f"there is no device {device!r}: choose one of {', '.join(DEVICES)}")
+    if device not in ("auto", "cpu", here := hardware.device().kind):
+        raise UserError(f"this machine has no {device}, only {here}: leave --device out")
     workspace = Workspace.open(lab)
     beside = Answers(workspace)
     model = saved_model.of_trial(workspace, beside.campaign(_tag(beside, number, tag)), number)

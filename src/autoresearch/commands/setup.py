@@ -25,6 +25,7 @@ from autoresearch.views import setup as view
 
 # percent of the processors; above this, sizes would be chosen for a machine that is slower than it is at night
 BUSY_PERCENT = 25
+SHORTEST_BUDGET = 8  # seconds: with less, runs train for less than disturbance.SHORTEST
 
 
 def new(
@@ -57,6 +58,8 @@ def new(
     if name not in table:
         raise UserError(f"there is no preset {name!r}: choose one of {', '.join(table)}")
     presets.create(directory, table[name].reference if reference else table[name], budget, source, text_key)
+    if budget is not None and budget < SHORTEST_BUDGET:
+        print(f"note: whether other programs disturbed a run can only be told from {SHORTEST_BUDGET} seconds on")
     recipe = ", the published recipe" if reference else ""
     print(f"created {directory} with preset {name}{recipe}: for {table[name].purpose}")
     print(f"next: cd {shlex.quote(str(directory))} && autoresearch run        (program.md is yours to edit)")

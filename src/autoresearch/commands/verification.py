@@ -76,7 +76,7 @@ def confirm(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"confirmation": found, "standing": standing})
     else:
-        verdicts.show_confirmation(found, standing, Console())
+        verdicts.show_confirmation(found, standing, Console(), stopped=interrupted())
 
 
 def replay(

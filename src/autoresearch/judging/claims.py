@@ -15,6 +15,7 @@ from autoresearch.judging import confirmation, judge, posterior
 from autoresearch.judging.noise import Noise
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import Outcome, Status
 from autoresearch.ledger.report import Certainty, Gain, Generalization, Report, Step
 
@@ -51,12 +52,14 @@ class Pruning:
 @dataclass(frozen=True)
 class Standing:
     """`sigma` is the noise of one run in bits per byte, with its 95 % interval and degrees of freedom; `advice` says
-    what to do if it is too large. `claim` is the last confirmation as text. `false_keeps` is how many of the keeps
+    what to do if it is too large. `claim` is the last confirmation as text, `tested` the last test if it confirmed
+    nothing. `false_keeps` is how many of the keeps
     that lead to the incumbent are expected to be false: the sum of 1 - P(better), by what is known today."""
 
     baseline: int
     best: Measured | None
     claim: str | None
+    tested: str | None
     provisional: tuple[int, ...]
     false_keeps: float
     sigma: float
@@ -136,13 +139,17 @@ def _near_misses(campaign: Campaign) -> tuple[Step, ...]:
     """The discards that may be as good as what they were compared with, the most promising first.
 
     Their believed gain is less than a run's noise below zero, or the probability that it is large enough is not small.
+    A trial that a test on fresh seeds has refuted is none.
     """
     if not judge.scored(campaign):
         return ()
     sigma, found = judge.noise_of(campaign).sigma, []
+    refuted = {each.trial for each in campaign.confirmations if each.outcome is Outcome.REFUTED}
     for trial in campaign.finished:
         estimate = trial.verdict.estimate if trial.verdict else None
         if estimate is None or campaign.status_of(trial) is not Status.DISCARD or trial.val_bpb is None:
+            continue
+        if trial.number in refuted or isinstance(campaign.taken_back.get(trial.number), Confirmation):
             continue
         if estimate.gain > -sigma or estimate.probability > LIKELY:
             row = report.row_of(trial)
@@ -177,11 +184,13 @@ def of(campaign: Campaign) -> Standing | None:
         return None
     level = judge.noise_of(campaign)
     sure = (each for each in campaign.confirmations if each.outcome is Outcome.CONFIRMED)
+    latest = campaign.confirmations[-1:]
     claims = [each for each in sure if each.trial in campaign.standing]
     return Standing(
         baseline=campaign.lineage[0].number,
         best=best_of(campaign),
         claim=claims[-1].reason if claims else None,
+        tested=latest[0].words if latest and latest[0].outcome is not Outcome.CONFIRMED else None,
         provisional=tuple(trial.number for trial in campaign.provisional),
         false_keeps=_false_keeps(campaign, level),
         sigma=level.sigma,

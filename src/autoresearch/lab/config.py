@@ -58,7 +58,9 @@ def load(path: Path) -> tuple[Config, str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}, which is not UTF-8: save it as UTF-8") from error
+    except OSError as error:
         raise UserError(f"cannot read {path} ({error}): a lab needs its program.md") from error
     front, first, prose = _split(text, path)
     try:
@@ -107,6 +109,12 @@ def _problem(item: ErrorDetails) -> str:
     if kind == "extra_forbidden":
         nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0)
         return f"unknown setting `{key}` (nearest: `{nearest[0]}`)"
+    if given is None:
+        return f"`{key}` has no value: give it one, or remove the line"
+    if isinstance(given, bool) and kind != "value_error":
+        return f"`{key}` should not be {str(given).lower()}"
+    if kind == "too_short":
+        return f"`{key}` is empty: name at least one"
     if kind == "tuple_type":
         return f"`{key}` should be a list, like `[{given}]`"
     if kind == "value_error":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -163,6 +164,15 @@ def _lab(directory: Path) -> Check:
         return Check("lab", None, "not in a lab", str(error))
 
 
+def _writable(workspace: Workspace, settings: Config) -> Check:
+    try:
+        with tempfile.TemporaryFile(dir=workspace.root):
+            return Check("writable", True, str(workspace.root))
+    except OSError as error:
+        remedy = "what only looks works; to run trials, copy the lab to where you can write"
+        return Check("writable", False, f"nothing can be written in {workspace.root} ({error.strerror})", remedy)
+
+
 def _editable(workspace: Workspace, settings: Config) -> Check:
     head = workspace.head()
     files = workspace.files(head) if head else {}
@@ -194,6 +204,7 @@ def _data(workspace: Workspace, settings: Config) -> Check:
 
 
 LAB_CHECKS: dict[str, Callable[[Workspace, Config], Check]] = {
+    "writable": _writable,
     "editable": _editable,
     "preset": _preset,
     "data": _data,

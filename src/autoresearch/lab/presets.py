@@ -97,7 +97,8 @@ def _program(preset: Preset, budget_seconds: float) -> str:
     """The shipped program.md with the preset's name, which tells results apart, its time to start up, and how long a
     trial takes."""
     text = re.sub(r"(?m)^preset: *(?=#)", f"preset: {preset.name}".ljust(COMMENTS_AT), _shipped("program.md"))
-    text = re.sub(r"(?m)^(startup_seconds: )\d+", rf"\g<1>{preset.startup_seconds}", text)
+    started = f"startup_seconds: {preset.startup_seconds}".ljust(COMMENTS_AT)
+    text = re.sub(r"(?m)^startup_seconds: \d+ *(?=#)", started, text)
     run = run_seconds(budget_seconds)
     return text.replace("about 6 minutes here", f"{_about(run)} here").replace("about 18 minutes", _about(3 * run))
 

@@ -242,6 +242,17 @@ class Campaign:
             return Status.DISCARD
         return trial.verdict.status if trial.verdict else None
 
+    def since(self, trial: Trial) -> list[str]:
+        """What became of a trial after its verdict, in words: tests on fresh seeds, decisions by hand, a better one."""
+        told = [each.words for each in self.confirmations if each.trial == trial.number]
+        told += [each.words for each in self.chosen if each.trial == trial.number]
+        gone = self.taken_back.get(trial.number)
+        if isinstance(gone, Trial):
+            told.append(f"#{gone.number}, made without it, was better")
+        elif gone is not None and gone.trial != trial.number:
+            told.append(gone.words)
+        return told
+
     def class_of(self, run: RunEnded) -> Comparable:
         """The class within which a run's val_bpb can be compared."""
         is_trusted = self.started.grader == "trusted"  # otherwise the environment is the run's own word

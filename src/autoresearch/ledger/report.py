@@ -172,7 +172,7 @@ def _taken_back(row: Row, step: Move) -> Row:
     if isinstance(step, Trial):
         how = f"until #{step.number}, made without it, was better"
     elif isinstance(step, Confirmation):
-        how = "not confirmed"
+        how = step.outcome.value
     elif step.trial == row.number:
         how = f"dropped by hand: {one_line(step.why)}"
     else:
@@ -182,7 +182,7 @@ def _taken_back(row: Row, step: Move) -> Row:
 
 def _kept(row: Row, why: str | None) -> Row:
     """Return the row of a trial that may have been kept by hand."""
-    if why is None or row.status is Status.KEEP:
+    if why is None:
         return row
     return replace(row, status=Status.KEEP, description=f"{row.description} (kept by hand: {one_line(why)})")
 

@@ -74,10 +74,11 @@ def _run_campaign(
     with Slots(stages) as slots:
         driver = Driver(stages, tag, slots, enough, hurry, confirming=confirming)
         while not driver.is_done():
-            slots.land()
+            if slots.land():
+                driver.look_again()
             driver.conclude()
             if not driver.start_next():
-                slots.wait(POLL_SECONDS)
+                slots.wait(POLL_SECONDS)  # a run's end is heard at once; an answer, or Ctrl-C, is looked for
         return driver.reason or ""
 
 
@@ -102,7 +103,10 @@ class Driver:
         self._begun: set[int] = set()  # trials with a run that was started here
         self._asked: bool | None = None  # whether the last confirmation is asked for, once nothing else is to do
         self._is_over = False
-        self.reason = enough(0)  # why it ends
+        self._known: Campaign | None = None  # in which nothing was found to start
+        self._concluded: Campaign | None = None  # in which every trial that could be decided was
+        self._listed: tuple[Campaign | None, list[Trial]] = (None, [])  # its unfinished trials
+        self.reason: str | None = None  # why it ends
 
     @property
     def _campaign(self) -> Campaign:
@@ -112,34 +116,57 @@ class Driver:
         """Whether it is over, with everything that was started."""
         return self._is_over and not self._slots.flights
 
+    def look_again(self) -> None:
+        """Forget that there was nothing to do."""
+        self._known = self._concluded = None
+
     def conclude(self) -> None:
         """Record the verdicts of the trials whose runs have ended."""
+        self._check_enough()
+        if self._concluded is self._campaign:
+            return
         for trial in self._unfinished():
             campaign = self._campaign
             if self._slots.of(trial) or (decision := decided(self._stages, campaign, trial)) is None:
                 continue
             conclude(self._stages, campaign, trial, decision)
             self._made += campaign.incumbent is not None
-        self.reason = self.reason or self._enough(self._made)
+        self._concluded = self._campaign
+        self._check_enough()
+
+    def _check_enough(self) -> None:
+        if self.reason is None and (reason := self._enough(self._made)):
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Start nothing new from here on."""
+        self.reason, self._known = reason, None
 
     def start_next(self) -> bool:
         """Start a run in a free slot, or do what has to come before one. Whether there was anything to do."""
         if not self._slots.free:
             self._ask_ahead()
             return False
+        campaign = self._campaign
+        if campaign is not self._known:  # otherwise there is nothing new but what the researcher answers
+            if self._start_known(campaign):
+                return True
+            self._known = campaign
+        return self.reason is None and campaign.incumbent is not None and self._propose(campaign)
+
+    def _start_known(self, campaign: Campaign) -> bool:
+        """Start what the campaign itself asks for. Whether there was anything."""
         for trial in self._unfinished():
             if (seed := self._next_seed(trial)) is not None:
                 return self._start(trial, Purpose.TRIAL, seed)
         if self.reason is not None:
             return self._finish()
-        campaign = self._campaign
         if campaign.incumbent is None:
             return not campaign.trials and self._enter(baseline(self._stages))
         if self._confirming and (self._made or not is_new_here(self._stages, self._tag)) and self._confirm(asked=False):
             return True
-        if better := to_carry_over(campaign):
-            return self._carry_over(better)
-        return self._propose(campaign)
+        better = to_carry_over(campaign)
+        return better is not None and self._carry_over(better)
 
     def _finish(self) -> bool:
         """Once nothing new is to be started: confirm what was kept. Whether there was anything to do."""
@@ -155,8 +182,10 @@ class Driver:
 
     def _unfinished(self) -> list[Trial]:
         """The trials without a verdict; once it is to end, only those that were begun."""
-        every = (trial for trial in self._campaign.trials if trial.verdict is None)
-        return [trial for trial in every if self.reason is None or trial.number in self._begun]
+        campaign = self._campaign
+        if self._listed[0] is not campaign:
+            self._listed = (campaign, [trial for trial in campaign.trials if trial.verdict is None])
+        return [trial for trial in self._listed[1] if self.reason is None or trial.number in self._begun]
 
     def _next_seed(self, trial: Trial) -> int | None:
         """The seed of the next run that a trial needs now; None if it needs none, or waits for those in flight."""
@@ -207,7 +236,7 @@ class Driver:
                 raise Exhausted(reason)
             self._desk.ask(campaign, self._slots.free)
         except Exhausted as end:
-            self.reason = str(end) or "the researcher has nothing more to propose"
+            self._end(str(end) or "the researcher has nothing more to propose")
         return False
 
     def _ask_ahead(self) -> None:

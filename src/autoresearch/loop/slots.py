@@ -80,8 +80,8 @@ class Slots:
         self._flights.append(flight)
         flight.thread.start()
 
-    def land(self) -> None:
-        """Free the slots of the runs that have ended. Raises what went wrong in one."""
+    def land(self) -> bool:
+        """Free the slots of the runs that have ended. Whether there was one. Raises what went wrong in it."""
         landed = [each for each in self._flights if not each.thread.is_alive()]
         for flight in landed:
             self._flights.remove(flight)
@@ -89,6 +89,7 @@ class Slots:
         for flight in landed:
             if flight.error is not None:
                 raise flight.error
+        return bool(landed)
 
     def wait(self, seconds: float) -> None:
         """Wait for a run to end, or for some seconds."""

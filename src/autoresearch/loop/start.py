@@ -46,6 +46,7 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
             "`--tag NAME`"
         )
     campaign = stages.campaign(tag)
+    stages.texts(campaign.started.base)  # before anything runs that could not be continued
     recovery.check(stages.workspace, campaign)
     comparability.check(campaign, stages.device, {})  # before anything is fetched for nothing
     publish(stages, campaign)

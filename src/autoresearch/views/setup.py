@@ -8,8 +8,9 @@ from rich.text import Text
 from autoresearch.lab.doctor import Check
 from autoresearch.lab.sizing.planner import TOKENS_PER_PARAMETER, Goal, Plan, Row, Setting
 from autoresearch.ledger.report import one_line
-from autoresearch.views.lines import LABEL_WIDTH, label, say
+from autoresearch.views.lines import label, say
 
+CHECK_WIDTH = 18
 MARKS = {True: ("ok", "green"), False: ("FAIL", "bold red"), None: ("warn", "yellow")}
 FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s    memory of what is free  evaluation"
 
@@ -17,7 +18,7 @@ FIT_HEAD = "depth  rows  parameters  forward+backward  optimizers    tokens/s   
 def show_check(check: Check, console: Console) -> None:
     """One line of the doctor, with what to do if something is wrong."""
     mark, style = MARKS[check.ok]
-    line = Text.assemble((f"{mark:<5}", style), f"{check.name:<{LABEL_WIDTH}}", one_line(check.found))
+    line = Text.assemble((f"{mark:<5}", style), f"{check.name:<{CHECK_WIDTH}}", one_line(check.found))
     if check.ok is not True and check.remedy:
         line.append(f": {one_line(check.remedy)}", "bold")
     say(console, line)

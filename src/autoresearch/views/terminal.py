@@ -6,7 +6,7 @@ escape sequence nor a word in brackets has any effect.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from rich.console import Console, ConsoleRenderable
@@ -41,7 +41,8 @@ def show_status(found: Overview, running: bool, console: Console) -> None:
         say(console, label("under way", f"#{found.under_way.trial} {found.under_way.idea}"))
     if found.tokens or found.refused:
         cost = f", {found.usd:.2f} USD" if found.usd else ""
-        say(console, label("researcher", f"{found.tokens:,} tokens{cost}, {found.refused} proposals refused"))
+        refused = f"{found.refused} proposal{'s' * (found.refused != 1)} refused"
+        say(console, label("researcher", f"{found.tokens:,} tokens{cost}, {refused}"))
     for each in found.recent:
         if each.status:
             say(console, label("", f"#{each.trial} {each.status.value}: {each.idea}", COLORS[each.status]))
@@ -136,10 +137,24 @@ def _colored(patch: str, console: Console) -> ConsoleRenderable:
 # ---------------------------------------------------------------- one trial
 
 
-def show_trial(trial: Trial, patch: str, log_tail: str, console: Console, classes: str | None = None) -> None:
-    """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log."""
+def show_trial(
+    trial: Trial,
+    patch: str,
+    log_tail: str,
+    console: Console,
+    classes: str | None = None,
+    status: Status | None = None,
+    since: Sequence[str] = (),
+) -> None:
+    """One trial: idea, verdict, the numbers of each run, why it crashed, its patch and the end of its log.
+
+    `status` is what it counts as today, `since` what became of it after its verdict.
+    """
     proposed = trial.proposed
     say(console, label("trial", f"#{trial.number} {proposed.idea}", "bold"), _outcome(trial))
+    if since:
+        now = f"; it counts as {status.value}" if status else ""
+        say(console, label("since then", f"{'; '.join(since)}{now}", COLORS[status] if status else ""))
     say(console, label("commit", f"{proposed.commit[:7]} on {proposed.parent[:7]} (by {proposed.proposer})"))
     for name, text in (("why", proposed.why), ("expects", proposed.expects)):
         if text:
@@ -251,6 +266,8 @@ def standing_lines(standing: Standing | None) -> list[Text]:
     if standing is None:
         return []
     lines = [label("claim", standing.claim or "nothing is confirmed yet", "green" if standing.claim else "")]
+    if standing.tested:
+        lines.append(label("tested", standing.tested, "yellow"))
     if standing.provisional:
         count = len(standing.provisional)
         keeps = f"{count} keep{'s' if count > 1 else ''} since"

@@ -76,10 +76,13 @@ def show_comparison(found: Comparison, console: Console) -> None:
 # ---------------------------------------------------------------- confirm, replay, aa
 
 
-def show_confirmation(found: Confirmation | None, standing: Standing | None, console: Console) -> None:
+def show_confirmation(
+    found: Confirmation | None, standing: Standing | None, console: Console, *, stopped: bool = False
+) -> None:
     """The result of a confirmation, and where the campaign stands after it."""
     if found is None:
-        say(console, label("confirmed", "nothing was kept since the last confirmation, or it was stopped"))
+        why = "stopped before its end" if stopped else "nothing to test: nothing was kept since the last test"
+        say(console, label("no result", why))
     else:
         style = {Outcome.CONFIRMED: "green", Outcome.REFUTED: "red"}.get(found.outcome, "yellow")
         say(console, label(f"#{found.trial}", found.reason, style))
