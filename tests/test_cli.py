@@ -658,6 +658,8 @@ def test_an_unknown_tag_command_option_or_trial(lab: Path, call: Cli) -> None:
     refused(call("run", "--lab", lab, "--tag", "../x"), "cannot name a branch")
     refused(call("runn"), "runn")
     refused(call("run", "--frobnicate"), "--frobnicate")
+    refused(call("show", 7, "--lab", lab), "no campaign yet")
+    call("try", "--lab", lab, "-m", "baseline")
     refused(call("show", 7, "--lab", lab), "no trial 7")
     refused(call("run", "--trials", 0), "--trials")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoresearch.judging.judge import GreedyJudge, believed, measured, noise_of, observed, scored
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import RunEnded
-from autoresearch.ledger.records import Crash, CrashKind, Decision, Outcome, Purpose, Status
+from autoresearch.ledger.records import Crash, CrashKind, Decision, Outcome, Purpose, Status, Wanted
 from judged import a_campaign, a_run, a_trial, confirmed_by, decided, kept, posterior_judge, with_run, with_trials
 
 JUDGE = posterior_judge()
@@ -303,10 +303,27 @@ def test_keeps_are_confirmed_when_there_are_enough_or_when_asked() -> None:
     assert posterior_judge().confirmation(kept(1.0), asked=True) is None
 
 
-def test_no_confirmation_begins_while_a_trial_has_no_verdict() -> None:
-    """It was cut short: a refuted incumbent would come back by it."""
-    campaign = with_trials(kept(1.0, 0.9), [a_trial(2, 0.8, parent=1)])
-    assert JUDGE.confirmation(campaign, asked=True) is None
+def test_a_confirmation_asks_for_every_run_of_its_look_once_and_then_waits_for_them() -> None:
+    campaign, flying = kept(1.0, 0.9), list[Wanted]()
+    while step := JUDGE.confirmation(campaign, asked=True, flying=flying):
+        assert isinstance(step, Wanted)
+        flying.append(step)
+    assert flying == [Wanted(0, 1000), Wanted(1, 1000), Wanted(0, 1001), Wanted(1, 1001)]
+
+
+def test_a_trial_that_was_made_on_an_older_version_is_compared_with_the_incumbent() -> None:
+    """Far better than that, it takes its place; only better than its parent, its change is carried over."""
+    campaign = kept(1.0, 0.9)
+    far, between, worse = (a_trial(2, value, parent=0) for value in (0.7, 0.95, 1.1))
+    assert JUDGE.decide(campaign, far).status is Status.KEEP
+    carried = JUDGE.decide(campaign, between)
+    assert (carried.status, carried.carry) == (Status.DISCARD, True)
+    assert "better than #0, which it changed: its change is carried over to #1" in carried.reason
+    assert not JUDGE.decide(campaign, worse).carry
+    greedy = GreedyJudge()
+    assert [greedy.decide(campaign, each).status for each in (far, between)] == [Status.KEEP, Status.DISCARD]
+    assert [greedy.decide(campaign, each).carry for each in (between, worse)] == [True, False]
+    assert not JUDGE.decide(campaign, a_trial(2, 0.95, parent=1)).carry
 
 
 def test_an_invalid_run_after_a_keep_does_not_end_the_search() -> None:
