@@ -17,7 +17,6 @@ from autoresearch.base import atomic, process
 from autoresearch.base.errors import BusyError, UserError
 from autoresearch.grading.protocol import LOG
 from autoresearch.lab import config
-from autoresearch.lab.settings import Config
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalRefused, RunStarted
 from autoresearch.ledger.ledger import Mark
@@ -57,28 +56,28 @@ class InteractiveLab(Answers):
         settings = config.load(self.workspace.program)[0]
         files = edits.read(self.workspace, settings, wish)
         mark = pending.digest(files)
+
+        def tried() -> dict[str, object]:
+            self.ledger.repair()
+            tag = compose.tag_of(wish.tag, self.ledger, self.workspace)
+            stages = compose.compose(self.workspace, self.ledger, settings, tag, announce, progress, agent=Agent())
+            return self._tried(stages, tag, wish, files)
+
         pending.wait(
             self.workspace.pending, None, lambda found: not (found and found.edits == mark and found.is_at_work)
         )
         try:
             with self.workspace.lock():
-                return self._answered(wish, settings, files, announce, progress)
+                pending.begin(self.workspace.pending, mark, wish.idea)
+                return self._answered(tried, wish.idea)
         except BusyError as error:
             raise self._busy(error) from error
 
-    def _answered(
-        self,
-        wish: Wish,
-        settings: Config,
-        files: Mapping[str, str],
-        announce: Callable[[Event], None],
-        progress: Callable[[int, RunEvent], None],
-    ) -> dict[str, object]:
+    def _answered(self, tried: Callable[[], dict[str, object]], idea: str) -> dict[str, object]:
         """The answer, which is also left on the disk, whatever it is."""
         path = self.workspace.pending
-        pending.begin(path, pending.digest(files), wish.idea)
         try:
-            answer = self._tried(wish, settings, files, announce, progress)
+            answer = tried()
         except NotTried as error:
             pending.end(path, error.answer)
             raise
@@ -87,23 +86,12 @@ class InteractiveLab(Answers):
             pending.end(path, failed.answer)
             raise failed from error
         except KeyboardInterrupt:
-            pending.end(path, interrupted(wish.idea))
+            pending.end(path, interrupted(idea))
             raise
         pending.end(path, answer)
         return answer
 
-    def _tried(
-        self,
-        wish: Wish,
-        settings: Config,
-        files: Mapping[str, str],
-        announce: Callable[[Event], None],
-        progress: Callable[[int, RunEvent], None],
-    ) -> dict[str, object]:
-        ledger = self.ledger
-        ledger.repair()
-        tag = compose.tag_of(wish.tag, ledger, self.workspace)
-        stages = compose.compose(self.workspace, ledger, settings, tag, announce, progress, agent=Agent())
+    def _tried(self, stages: Stages, tag: str, wish: Wish, files: Mapping[str, str]) -> dict[str, object]:
         made = try_once(stages, tag, lambda campaign: _proposed(stages, campaign, wish, files))
         campaign, place = stages.campaign(tag), Place(self.workspace.branch(tag), stages.editable)
         if isinstance(made, ProposalRefused):
@@ -142,9 +130,11 @@ class InteractiveLab(Answers):
             return child.poll() is not None or (own and self._has_begun(before))
 
         found = pending.wait(self.workspace.pending, START_SECONDS, is_known)
-        if child.poll() is not None and not (found and found.process == child.pid):
-            raise UserError(f"the trial ended before it began: {self.workspace.detached} says why")
-        return self._said(found)
+        if found is None or found.process != child.pid:
+            if child.poll() is not None:
+                raise UserError(f"the trial ended before it began: {self.workspace.detached} says why")
+            found = Pending(mark, wish.idea, child.pid, created=0.0, since=time.time())
+        return self._running(found) if child.poll() is None else self._said(found)
 
     def _has_begun(self, before: object) -> bool:
         """Whether a run has started since then."""
