@@ -148,7 +148,7 @@ def test_a_keep_that_fails_its_test_is_taken_back_and_the_branch_with_it(tmp_pat
         ["git", "-C", str(lab), "rev-parse", workspace.branch(campaign.tag)], capture_output=True, text=True, check=True
     )
     assert branch.stdout.strip() == campaign.started.base
-    assert "lucky (kept at first, not confirmed)" in (lab / "results.tsv").read_text()
+    assert "lucky (kept at first, refuted)" in (lab / "results.tsv").read_text()
     again = autoresearch(lab, "confirm")
     assert again.returncode == 0, again.stderr
-    assert "nothing was kept since the last confirmation" in again.stdout
+    assert "nothing was kept since the last test" in again.stdout

@@ -22,9 +22,10 @@ from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalR
 from autoresearch.ledger.ledger import Mark
 from autoresearch.ledger.records import Proposal, RunEvent
 from autoresearch.loop import compose, proposals
-from autoresearch.loop.loop import choose, try_once
+from autoresearch.loop.loop import try_once
 from autoresearch.loop.proposals import Answer
 from autoresearch.loop.stages import Stages
+from autoresearch.loop.trial import choose
 from autoresearch.researchers.interface import Brief
 
 Say = Callable[[str], None]

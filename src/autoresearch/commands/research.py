@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -18,7 +19,9 @@ from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
 from autoresearch.commands.results import show_report
 from autoresearch.lab import config
+from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
+from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import Event, ProposalRefused, Stopped
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
@@ -67,19 +70,8 @@ def run(
         ledger.repair()
         tag = compose.tag_of(tag, ledger, workspace)
         begun = ledger.campaign(tag)
-        if told := compose.replaced(tag, ledger):
+        for told in filter(None, [compose.replaced(tag, ledger), *_continued(begun, settings, workspace)]):
             print(told)
-        if begun:
-            count = len(begun.finished)
-            print(f"continuing campaign {tag}, with {count} trial{'s' * (count != 1)} so far")
-        if begun and begun.started.preset != settings.preset:
-            print(f"program.md names the preset {settings.preset}; this campaign keeps {begun.started.preset}")
-        if begun and (told := compose.notice(begun, workspace)):
-            print(told)
-        if begun and begun.started.judge != settings.judge:
-            print(
-                f"campaign {tag} was started with the judge {begun.started.judge}; it continues with {settings.judge}"
-            )
         with (
             LiveView(console, begun, then=GO_ON) as view,
             stopping.interrupts(lambda text: say(console, Text(text))) as interrupted,
@@ -94,6 +86,19 @@ def run(
             enough = stopping.enough(trials, hours, interrupted)
             run_campaign(stages, tag, enough, interrupted, confirming=not no_confirm)
         show_report(workspace, ledger.campaign(tag), console)
+
+
+def _continued(begun: Campaign | None, settings: Config, workspace: Workspace) -> Iterator[str | None]:
+    """What to tell a user whose run continues a campaign."""
+    if begun is None:
+        return
+    count, before = len(begun.finished), begun.started
+    yield f"continuing campaign {begun.tag}, with {count} trial{'s' * (count != 1)} so far"
+    if before.preset != settings.preset:
+        yield f"program.md names the preset {settings.preset}; this campaign keeps {before.preset}"
+    yield compose.notice(begun, workspace)
+    if before.judge != settings.judge:
+        yield f"campaign {begun.tag} was started with the judge {before.judge}; it continues with {settings.judge}"
 
 
 def try_(

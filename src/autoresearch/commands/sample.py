@@ -66,10 +66,7 @@ def sample(
             "with --serve each request sets its own options: leave out --max-tokens, --temperature, --top-k, "
             "--seed, --json"
         )
-    if device not in DEVICES:
-        raise UserError(f"there is no device {device!r}: choose one of {', '.join(DEVICES)}")
-    if device not in ("auto", "cpu", here := hardware.device().kind):
-        raise UserError(f"this machine has no {device}, only {here}: leave --device out")
+    _check_device(device)
     workspace = Workspace.open(lab)
     beside = Answers(workspace)
     model = saved_model.of_trial(workspace, beside.campaign(_tag(beside, number, tag)), number)
@@ -85,6 +82,13 @@ def sample(
             _write(sampler, request, as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None  # after the text so far
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        raise UserError(f"there is no device {device!r}: choose one of {', '.join(DEVICES)}")
+    if device not in ("auto", "cpu", here := hardware.device().kind):
+        raise UserError(f"this machine has no {device}, only {here}: leave --device out")
 
 
 def _tag(lab: Answers, number: int | None, tag: str | None) -> str | None:

@@ -142,21 +142,25 @@ class Campaign:
         line: list[Trial] = []
         gone: dict[int, Move] = {}
         for step in self._steps:
-            before, line = line, self._after(step, line)
-            if line[: len(before)] == before:
-                for trial in line[len(before) :]:
-                    gone.pop(trial.number, None)
+            if isinstance(step, Trial) and self._is_on_top(step, line):
+                line.append(step)
+                gone.pop(step.number, None)
                 continue
+            before, line = line, self._after(step, line)
             gone |= {trial.number: step for trial in before if trial not in line}
             gone = {number: why for number, why in gone.items() if all(trial.number != number for trial in line)}
         kept = {trial.number for trial in self.kept}
         return tuple(line), {number: why for number, why in gone.items() if number in kept}
 
+    def _is_on_top(self, trial: Trial, line: list[Trial]) -> bool:
+        """Whether a trial was made on the end of a lineage."""
+        parent = trial.proposed.parent
+        return not line or parent == line[-1].proposed.commit or parent not in self.by_commit
+
     def _after(self, step: Move, line: list[Trial]) -> list[Trial]:
-        """The lineage after a step, which may add to it, shorten it or lead it elsewhere."""
+        """The lineage after a step that shortens it or leads it elsewhere."""
         if isinstance(step, Trial):
-            on_top = not line or step.proposed.parent == line[-1].proposed.commit
-            return [*line, step] if on_top or step.proposed.parent not in self.by_commit else self._made_of(step.number)
+            return self._made_of(step.number)
         numbers = [trial.number for trial in line]
         if step.incumbent in numbers:
             return line[: numbers.index(step.incumbent) + 1]
@@ -190,8 +194,8 @@ class Campaign:
     def _made_of(self, number: int) -> list[Trial]:
         """A trial and what it was made from, the baseline first."""
         line = [next(trial for trial in self.trials if trial.number == number)]
-        while line[-1] is not self.trials[0]:
-            line.append(self.by_commit[line[-1].proposed.parent])
+        while (before := self.parent_of(line[-1])) is not None and before not in line:
+            line.append(before)
         return line[::-1]
 
     @cached_property

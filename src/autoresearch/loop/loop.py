@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from autoresearch.base.errors import Exhausted, UserError
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import (
-    ChosenByHand,
     Confirmation,
     ProposalRefused,
     RunEnded,
     Stopped,
 )
-from autoresearch.ledger.records import Purpose, Status
+from autoresearch.ledger.records import Purpose
 from autoresearch.loop.desk import Desk
 from autoresearch.loop.proposals import Answer, carried_over, to_carry_over
 from autoresearch.loop.run import FIRST_SEED, run_once
@@ -308,48 +307,3 @@ def try_once(
         run_trial(stages, campaign, trial)
         confirm(stages, tag, asked=False)
         return stages.campaign(tag).trials[-1]
-
-
-def choose(stages: Stages, tag: str, number: int, *, keep: bool, by: str, why: str) -> ChosenByHand:
-    """Keep a trial by hand, or drop a keep: the search continues from it, or from what it was made of.
-
-    Raises:
-        UserError: this cannot be done, and why.
-    """
-    campaign = stages.campaign(tag)
-    if open_trial := next((each for each in campaign.trials if each.verdict is None), None):
-        raise UserError(f"trial {open_trial.number} has no verdict yet: let it finish first")
-    trial = next(each for each in campaign.trials if each.number == number)
-    problem = _unkeepable(campaign, trial) if keep else _undroppable(campaign, trial)
-    if problem:
-        raise UserError(problem)
-    parent = next(each for each in campaign.trials if each.proposed.commit == trial.proposed.parent)
-    chosen = ChosenByHand(
-        tag=tag,
-        trial=number,
-        kept=keep,
-        incumbent=(trial if keep else parent).number,
-        by=by,
-        why=why,
-        verdicts=len(campaign.finished),
-        confirmations=len(campaign.confirmations),
-    )
-    stages.record(chosen)
-    publish(stages, stages.campaign(tag))
-    return chosen
-
-
-def _unkeepable(campaign: Campaign, trial: Trial) -> str | None:
-    if trial is campaign.incumbent:
-        return f"trial {trial.number} is the best version already"
-    if campaign.status_of(trial) in (Status.CRASH, Status.INVALID) or trial.val_bpb is None:
-        return f"trial {trial.number} has no score that counts, so it cannot be kept"
-    return None
-
-
-def _undroppable(campaign: Campaign, trial: Trial) -> str | None:
-    if trial is campaign.trials[0]:
-        return "the baseline cannot be dropped: start another search with `--tag NAME`"
-    if trial.number not in campaign.standing:
-        return f"trial {trial.number} is not among the keeps that lead to the best version, so there is nothing to drop"
-    return None

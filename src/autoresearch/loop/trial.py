@@ -1,4 +1,4 @@
-"""One trial: commit a proposal, run it until the judge has decided, publish the verdict."""
+"""One trial: commit a proposal, run it until the judge has decided, publish the verdict, or one by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoresearch.grading.protocol import ENTRY
 from autoresearch.judging.judge import unfit
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import FileSaved, TrialProposed, Verdict
+from autoresearch.ledger.events import ChosenByHand, FileSaved, TrialProposed, Verdict
 from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.ledger.records import Decision, RunEvent, Status
 from autoresearch.ledger.results_file import ResultsFile
@@ -133,6 +133,51 @@ def settle(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision)
             f"the baseline {what} ({why}): look at `autoresearch show {trial.number}`, fix {ENTRY} (or program.md, "
             "if that sets a limit), commit it, and start a new campaign with `--tag NAME`"
         )
+
+
+def choose(stages: Stages, tag: str, number: int, *, keep: bool, by: str, why: str) -> ChosenByHand:
+    """Keep a trial by hand, or drop a keep: the search continues from it, or from what it was made of.
+
+    Raises:
+        UserError: this cannot be done, and why.
+    """
+    campaign = stages.campaign(tag)
+    if open_trial := next((each for each in campaign.trials if each.verdict is None), None):
+        raise UserError(f"trial {open_trial.number} has no verdict yet: let it finish first")
+    trial = next(each for each in campaign.trials if each.number == number)
+    problem = _unkeepable(campaign, trial) if keep else _undroppable(campaign, trial)
+    if problem:
+        raise UserError(problem)
+    parent = next(each for each in campaign.trials if each.proposed.commit == trial.proposed.parent)
+    chosen = ChosenByHand(
+        tag=tag,
+        trial=number,
+        kept=keep,
+        incumbent=(trial if keep else parent).number,
+        by=by,
+        why=why,
+        verdicts=len(campaign.finished),
+        confirmations=len(campaign.confirmations),
+    )
+    stages.record(chosen)
+    publish(stages, stages.campaign(tag))
+    return chosen
+
+
+def _unkeepable(campaign: Campaign, trial: Trial) -> str | None:
+    if trial is campaign.incumbent:
+        return f"trial {trial.number} is the best version already"
+    if campaign.status_of(trial) in (Status.CRASH, Status.INVALID) or trial.val_bpb is None:
+        return f"trial {trial.number} has no score that counts, so it cannot be kept"
+    return None
+
+
+def _undroppable(campaign: Campaign, trial: Trial) -> str | None:
+    if trial is campaign.trials[0]:
+        return "the baseline cannot be dropped: start another search with `--tag NAME`"
+    if trial.number not in campaign.standing:
+        return f"trial {trial.number} is not among the keeps that lead to the best version, so there is nothing to drop"
+    return None
 
 
 def publish(stages: Stages, campaign: Campaign) -> None:
