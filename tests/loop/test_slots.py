@@ -177,6 +177,14 @@ def test_no_more_trials_are_started_than_were_asked_for(wide: Path) -> None:
     assert len(campaign(wide).trials) == 3
 
 
+def test_a_change_to_carry_over_does_not_go_beyond_the_trials_that_were_asked_for(wide: Path) -> None:
+    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=1.5), change("X to 1.5", X=1.5)
+    run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(2))
+    assert len(campaign(wide).trials) == 3
+    run_campaign(stages(wide, researcher=Side(), places=TWO), "t", until_made(1))
+    assert campaign(wide).trials[3].proposed.carries is not None, "it is made when there is room"
+
+
 def test_the_same_campaign_with_one_slot_gives_the_same_verdicts_as_before(wide: Path) -> None:
     """What the loop of one run after the other recorded for these proposals."""
     lines = [change("worse", X=4.0), change("better", X=2.0), change("crash", X=1.0), change("best", X=1.5)]

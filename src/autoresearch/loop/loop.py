@@ -164,7 +164,7 @@ class Driver:
             return not campaign.trials and self._enter(baseline(self._stages))
         if self._confirming and (self._made or not is_new_here(self._stages, self._tag)) and self._confirm(asked=False):
             return True
-        better = to_carry_over(campaign)
+        better = to_carry_over(campaign) if self._has_room() else None
         return better is not None and self._carry_over(better)
 
     def _finish(self) -> bool:
@@ -224,12 +224,12 @@ class Driver:
 
     def _propose(self, campaign: Campaign) -> bool:
         """Make the next proposal a trial, if there is one. Whether there was."""
-        if self._enough(self._made + len(self._unfinished())) is not None:
+        if not self._has_room():
             return False
         try:
             if answer := self._desk.answer(campaign):
                 return self._enter(answer)
-            if self._enough(self._made + len(self._unfinished())) is not None:
+            if not self._has_room():
                 return False
             if reason := self._stages.policy.overspent(campaign):
                 raise Exhausted(reason)
@@ -239,8 +239,12 @@ class Driver:
         return False
 
     def _ask_ahead(self) -> None:
-        if self._enough(self._made + len(self._unfinished())) is None:
+        if self._has_room():
             self._desk.ask_ahead(self._campaign)
+
+    def _has_room(self) -> bool:
+        """Whether one more trial may begin, beside those that have no verdict yet."""
+        return self._enough(self._made + len(self._unfinished())) is None
 
     def _enter(self, answer: Answer) -> bool:
         """Make an answer a trial. Its first run starts next."""
