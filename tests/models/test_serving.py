@@ -143,6 +143,14 @@ def test_what_is_no_request_is_refused_and_why(served: Served, body: str, told: 
     assert error["message"].startswith(told)
 
 
+def test_an_unknown_path_is_not_called_a_missing_model(served: Served) -> None:
+    nowhere = httpx.get(f"{served.url}/v1/nothing").json()["error"]
+    assert nowhere["code"] is None
+    assert nowhere["message"] == "Not Found: /v1/nothing; there are /, /v1/models and, with POST, /v1/completions"
+    missing = served.post(model="gpt-4", prompt="The").json()["error"]
+    assert (missing["code"], "only t-0" in missing["message"]) == ("model_not_found", True)
+
+
 def test_a_request_that_is_too_long_is_refused_before_it_is_read(served: Served) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"prompt": "'
