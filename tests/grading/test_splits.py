@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,11 @@ def test_the_rows_are_those_of_prepare_py_itself(lab: GradingLab) -> None:
 def test_a_seed_in_the_environment_changes_nothing(lab: GradingLab, monkeypatch: pytest.MonkeyPatch) -> None:
     before = lab.data().val
     monkeypatch.setenv("AUTORESEARCH_SEED", "7")
-    splits.read.cache_clear()
+    splits._read_once.cache_clear()
     assert np.array_equal(lab.data().val, before)
 
 
-def test_they_are_read_once_and_leave_no_module_behind(lab: GradingLab) -> None:
+def test_they_areread_and_leave_no_module_behind(lab: GradingLab) -> None:
     assert lab.data() is lab.data()
     assert not any(name.startswith("_autoresearch_prepare") for name in sys.modules)
 
@@ -71,5 +72,13 @@ def test_the_file_is_read_from_a_text_and_not_from_a_place(
     lab: GradingLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    splits.read.cache_clear()
+    splits._read_once.cache_clear()
     assert len(lab.data().holdout) == ROWS
+
+
+def test_runs_side_by_side_read_them_at_the_same_time(lab: GradingLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(lab.root / "cache"))
+    splits._read_once.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: splits.read(lab.prepare), range(8)))
+    assert all(each is found[0] for each in found), "read once for all of them"

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from autoresearch.base.errors import UserError
 from autoresearch.grading.protocol import RUN_SIDE
 
+ONE_AT_A_TIME = threading.RLock()  # modules are loaded under a name that all threads see
 Array = npt.NDArray[Any]
 TOKENIZER = "tokenizer.tiktoken"  # the only file of a lab's data that a model needs to answer
 NEEDED = {"MAX_SEQ_LEN", "EVAL_TOKENS", "Tokenizer", "pack_epoch", "prepared_file", "evaluate_bpb"}
@@ -65,13 +67,18 @@ def can_be_graded(prepare: str) -> bool:
     return names >= NEEDED and Path(RUN_SIDE).stem in prepare
 
 
-@functools.lru_cache(maxsize=2)
 def read(prepare: str) -> SplitData:
     """The rows that this prepare.py's own `evaluate_bpb` would score; read once for all runs of a process.
 
     Raises:
         UserError: the data is missing, or the file cannot be loaded.
     """
+    with ONE_AT_A_TIME:  # runs side by side ask at the same time
+        return _read_once(prepare)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(prepare: str) -> SplitData:
     with _mendable("the splits"):
         return _read(_load(prepare))
 
@@ -82,7 +89,7 @@ def reading(prepare: str) -> Reading:
     Raises:
         UserError: the data is missing, or the file cannot be loaded.
     """
-    with _mendable("the tokenizer"):
+    with ONE_AT_A_TIME, _mendable("the tokenizer"):
         lab: Any = _load(prepare)
         vocabulary = lab.Tokenizer.from_directory().get_vocab_size()
         return Reading(int(lab.MAX_SEQ_LEN), int(vocabulary), lab.prepared_file(TOKENIZER).read_bytes())
