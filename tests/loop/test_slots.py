@@ -117,7 +117,7 @@ def test_the_seeds_of_the_baseline_and_confirmations_fill_the_slots(wide: Path) 
 
 
 def test_a_change_of_an_older_incumbent_is_carried_over_to_the_new_one(wide: Path) -> None:
-    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=1.5), change("X to 1.5", X=1.5)
+    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=3.0), change("X to 1.5", X=1.5)
     events: list[Event] = []
     run_campaign(
         stages(wide, events=events, researcher=Side(slow, quick), places=TWO),
@@ -139,7 +139,7 @@ def test_a_change_of_an_older_incumbent_is_carried_over_to_the_new_one(wide: Pat
 
 
 def test_a_change_that_does_not_merge_goes_back_to_its_researcher(wide: Path) -> None:
-    slow, quick = change("X to 2.0", X=2.0, SLEEP=1.5), change("X to 1.5", X=1.5)
+    slow, quick = change("X to 2.0", X=2.0, SLEEP=3.0), change("X to 1.5", X=1.5)
     run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(2))
     side = Side(change("X to 1.2", X=1.2))
     events: list[Event] = []
@@ -151,7 +151,7 @@ def test_a_change_that_does_not_merge_goes_back_to_its_researcher(wide: Path) ->
 
 
 def test_a_better_one_takes_the_place_of_a_line_whose_change_is_carried_over(wide: Path) -> None:
-    slow, quick = change("X to 1.0", X=1.0, SLEEP=1.5), change("Y to 1.5", Y=1.5)
+    slow, quick = change("X to 1.0", X=1.0, SLEEP=3.0), change("Y to 1.5", Y=1.5)
     run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(3))
     found = campaign(wide)
     by_idea = {trial.proposed.idea: trial for trial in found.trials[:3]}
@@ -178,7 +178,7 @@ def test_no_more_trials_are_started_than_were_asked_for(wide: Path) -> None:
 
 
 def test_a_change_to_carry_over_does_not_go_beyond_the_trials_that_were_asked_for(wide: Path) -> None:
-    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=1.5), change("X to 1.5", X=1.5)
+    slow, quick = change("Y to 1.5", Y=1.5, SLEEP=3.0), change("X to 1.5", X=1.5)
     run_campaign(stages(wide, researcher=Side(slow, quick), places=TWO), "t", until_made(2))
     assert len(campaign(wide).trials) == 3
     run_campaign(stages(wide, researcher=Side(), places=TWO), "t", until_made(1))
