@@ -60,9 +60,9 @@ class Answers:
         Raises:
             UserError: there is none.
         """
-        latest = self.campaign(self.ledger.campaigns()[-1].tag if self.ledger.campaigns() else None)
-        current = self.ledger.campaign() or latest
-        return [in_short.campaign(each, is_current=each is current) for each in self.ledger.campaigns()]
+        every = self.ledger.campaigns()
+        current = self.ledger.campaign() or (every[-1] if every else self.campaign())
+        return [in_short.campaign(each, is_current=each is current) for each in every]
 
     def status(self, tag: str | None = None, *, full: bool = False) -> dict[str, object]:
         """Where the campaign stands, and whether a loop is running; in short, or everything that is known."""

@@ -95,7 +95,7 @@ def row(found: Row, finished: Trial) -> dict[str, object]:
 def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
     """One trial, without its patch, log and curve. Of a crash, the error itself comes first."""
     proposed, status, crash = found.proposed, campaign.status_of(found), found.crash
-    parent = next((each.number for each in campaign.trials if each.proposed.commit == proposed.parent), None)
+    parent = campaign.parent_of(found)
     return trimmed(
         {
             "trial": found.number,
@@ -107,7 +107,7 @@ def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
             "since": campaign.since(found),
             "val_bpb": found.val_bpb,
             "memory_gb": found.memory_gb,
-            "parent": None if parent == found.number else parent,
+            "parent": parent and parent.number,
             "why": proposed.why,
             "expects": proposed.expects,
             "repairs": proposed.repairs,
@@ -121,14 +121,13 @@ def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
 
 
 def _run(run: RunEnded) -> dict[str, object]:
-    steps = run.summary.get("num_steps")
     return trimmed(
         {
             "run": run.run,
             "seed": run.seed,
             "purpose": None if run.purpose is Purpose.TRIAL else run.purpose.value,
             "val_bpb": run.score and run.score.val_bpb,
-            "steps": round(steps) if steps else run.steps,
+            "steps": report.pace_of(run).steps,
             "training_seconds": run.training_seconds,
             "startup_seconds": run.startup_seconds,
             "memory_gb": run.memory_gb,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from autoresearch.base.errors import UserError
 from autoresearch.judging import claims, judge
@@ -103,13 +103,12 @@ def _words(move: Move) -> str:
 def _comparison(campaign: Campaign, trial: Trial) -> dict[str, object]:
     """The noise, the trial's parent as it is believed to be, and how fast both were."""
     level = judge.noise_of(campaign)
-    is_first = trial is campaign.trials[0]
-    parent = None if is_first else _parent(campaign, trial)
+    parent = campaign.parent_of(trial)
     runs = max(len(trial.scores), 1)
     luck = level.quantile(LUCK) * level.sigma * math.sqrt(1 / runs + 1 / max(len(parent.scores), 1) if parent else 1)
     found: dict[str, object] = {
         "runs": len(trial.runs),
-        "pace": _pace(trial),
+        "pace": asdict(report.pace(trial)),
         "noise": {"sigma": level.sigma, "luck": luck},
         "compared_with": None,
     }
@@ -118,24 +117,17 @@ def _comparison(campaign: Campaign, trial: Trial) -> dict[str, object]:
     belief = judge.believed(campaign).programs.get(parent.proposed.commit)
     value, spread = (belief.mean, belief.spread) if belief else (parent.val_bpb, level.sigma)
     margin = level.quantile(claims.CONFIDENCE) * spread
-    compared = {"trial": parent.number, "val_bpb": value, "margin": margin, "pace": _pace(parent)}
-    return {**found, "compared_with": compared, "explained": _explained(campaign, trial, value, margin, luck)}
+    compared = {"trial": parent.number, "val_bpb": value, "margin": margin, "pace": asdict(report.pace(parent))}
+    status = campaign.status_of(trial)
+    return {**found, "compared_with": compared, "explained": _explained(trial, status, parent, value, margin, luck)}
 
 
-def _parent(campaign: Campaign, trial: Trial) -> Trial:
-    return next(each for each in campaign.trials if each.proposed.commit == trial.proposed.parent)
-
-
-def _pace(trial: Trial) -> dict[str, object]:
-    pace = report.pace(trial)
-    return {"steps": pace.steps, "tokens_per_second": pace.tokens_per_second}
-
-
-def _explained(campaign: Campaign, trial: Trial, value: float, margin: float, luck: float) -> str | None:
+def _explained(
+    trial: Trial, status: Status | None, parent: Trial, value: float, margin: float, luck: float
+) -> str | None:
     """The comparison in a sentence, above all if a lower val_bpb was discarded."""
-    if trial.val_bpb is None or campaign.status_of(trial) not in (Status.KEEP, Status.DISCARD):
+    if trial.val_bpb is None or status not in (Status.KEEP, Status.DISCARD):
         return None
-    parent = _parent(campaign, trial)
     runs = "one run" if len(trial.scores) == 1 else f"{len(trial.scores)} runs"
     compared = (
         f"it is compared with {value:.4f} ± {margin:.4f}, which is what #{parent.number} is believed to be after "
@@ -143,7 +135,7 @@ def _explained(campaign: Campaign, trial: Trial, value: float, margin: float, lu
         f"{luck:.4f} in 95 of 100 cases"
     )
     gain = value - trial.val_bpb
-    if campaign.status_of(trial) is Status.DISCARD and gain > 0:
+    if status is Status.DISCARD and gain > 0:
         return f"it scored {gain:.4f} lower and is discarded all the same, since that may be luck: {compared}"
     return compared
 

@@ -92,9 +92,7 @@ def replay(
     known = Answers(Workspace.open(lab)).trial(trial)
     with at_work(lab, lambda *_: known.proposed.tag, Agent()) as (stages, name, _):
         campaign = stages.campaign(name)
-        expected, before = standings.expected(campaign, known), known.proposed.parent
-        others = (each for each in campaign.trials if each.number != trial)
-        parent = next((each for each in others if each.proposed.commit == before), None)
+        expected, parent = standings.expected(campaign, known), campaign.parent_of(known)
         run = replayed(stages, name, trial)
     result = verdicts.replayed(known, run, expected, parent)
     if as_json:

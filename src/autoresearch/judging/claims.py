@@ -53,8 +53,8 @@ class Pruning:
 class Standing:
     """`sigma` is the noise of one run in bits per byte, with its 95 % interval and degrees of freedom; `advice` says
     what to do if it is too large. `claim` is the last confirmation as text, `tested` the last test if it confirmed
-    nothing. `false_keeps` is how many of the keeps
-    that lead to the incumbent are expected to be false: the sum of 1 - P(better), by what is known today."""
+    nothing. `false_keeps` is how many of the keeps that lead to the incumbent are expected to be false: the sum of
+    1 - P(better), by what is known today."""
 
     baseline: int
     best: Measured | None

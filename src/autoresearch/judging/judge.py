@@ -105,7 +105,7 @@ class PosteriorJudge:
     def decide(self, campaign: Campaign, candidate: Trial) -> Decision:
         """See `judging.interface.Judge`. Without an incumbent the candidate is the baseline."""
         if campaign.incumbent is None:
-            return self._baseline(candidate)
+            return self._baseline(campaign, candidate)
         if decision := unfit(candidate):
             return decision
         level = noise_of(campaign)  # its own scatter does not decide about it
@@ -152,8 +152,8 @@ class PosteriorJudge:
         rate = self.terms.error_rate
         return confirmation.next_step(campaign, noise_of, error_rate=rate, walk_back=walk_back, flying=flying)
 
-    def _baseline(self, candidate: Trial) -> Decision:
-        if len(candidate.runs) < self.terms.baseline_seeds and not (candidate.runs and unfit(candidate)):
+    def _baseline(self, campaign: Campaign, candidate: Trial) -> Decision:
+        if len(candidate.runs) < self.runs_needed(campaign, candidate):
             return dataclasses.replace(BASELINE, rerun=True)
         if not candidate.scores:
             return unfit(candidate) or BASELINE

@@ -205,7 +205,7 @@ class Campaign:
 
     def parent_of(self, trial: Trial) -> Trial | None:
         """The trial that a trial was made on; None for the baseline."""
-        return None if trial is self.trials[0] else self.by_commit.get(trial.proposed.parent)
+        return None if trial.number == self.trials[0].number else self.by_commit.get(trial.proposed.parent)
 
     @cached_property
     def kept(self) -> tuple[Trial, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from autoresearch.ledger.campaign import Campaign, Move, Trial
-from autoresearch.ledger.events import Confirmation
+from autoresearch.ledger.events import Confirmation, RunEnded
 from autoresearch.ledger.records import CrashKind, Score, Status
 
 BASELINE = "baseline"
@@ -228,8 +228,11 @@ class Pace:
 def pace(trial: Trial) -> Pace:
     """Return how fast a trial trained."""
     run = next((run for run in trial.runs if run.score), None)
-    if run is None:
-        return Pace()
+    return pace_of(run) if run else Pace()
+
+
+def pace_of(run: RunEnded) -> Pace:
+    """Return how fast a run trained."""
     steps, tokens = (run.summary.get(name) for name in ("num_steps", "total_tokens_M"))
     speed = 1e6 * tokens / run.training_seconds if tokens and run.training_seconds else None
     return Pace(round(steps) if steps else run.steps, speed)

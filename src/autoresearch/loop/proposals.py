@@ -14,7 +14,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import GuidanceGiven, ProposalRefused
 from autoresearch.ledger.records import CrashKind, Proposal, Status
 from autoresearch.loop.stages import Stages
-from autoresearch.researchers.guard import check, duplicates, rules
+from autoresearch.researchers.guard import check, rules
 from autoresearch.researchers.guard.check import Refusal
 from autoresearch.researchers.interface import Brief, Failure, Researcher
 
@@ -166,17 +166,15 @@ def carried_over(stages: Stages, campaign: Campaign, trial: Trial) -> Answer | P
     before, after = stages.texts(parent.proposed.commit), stages.texts(incumbent.proposed.commit)
     proposal = Proposal(trial.proposed.idea, stages.texts(trial.proposed.commit), trial.proposed.note)
     rebased = rebase(stages, proposal, before, after)
-    reason: str | None = (
-        f"it is better than #{parent.number}, but does not merge with #{incumbent.number}: make it again on that"
-    )
+    conflict = f"it is better than #{parent.number}, but does not merge with #{incumbent.number}: make it again on that"
+    problem: Refusal | None = Refusal(conflict)
     if rebased is not None:
-        known = {each.proposed.fingerprint: each for each in campaign.trials}
-        reason = rules.broken_rule(
-            rebased, after, lambda mark: duplicates.outcome(known[mark]) if mark in known else None, stages.editable
-        )
-        if reason is None:
+        tried = (campaign.trials, stages.archive.files)
+        problem = check.refusal(rebased, after, *tried, stages.editable, nearly=False)
+        if problem is None:
             return Answer(rebased, trial.proposed.researcher, carries=trial.number, model=trial.proposed.model)
-    told = refused(stages, campaign, proposal.idea, str(reason), trial.proposed.researcher)
+    assert problem is not None
+    told = refused(stages, campaign, proposal.idea, problem.reason, trial.proposed.researcher)
     return dataclasses.replace(told, carries=trial.number)
 
 

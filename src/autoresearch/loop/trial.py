@@ -148,12 +148,13 @@ def choose(stages: Stages, tag: str, number: int, *, keep: bool, by: str, why: s
     problem = _unkeepable(campaign, trial) if keep else _undroppable(campaign, trial)
     if problem:
         raise UserError(problem)
-    parent = next(each for each in campaign.trials if each.proposed.commit == trial.proposed.parent)
+    incumbent = trial if keep else campaign.parent_of(trial)
+    assert incumbent is not None, "the baseline is not dropped"
     chosen = ChosenByHand(
         tag=tag,
         trial=number,
         kept=keep,
-        incumbent=(trial if keep else parent).number,
+        incumbent=incumbent.number,
         by=by,
         why=why,
         verdicts=len(campaign.finished),

@@ -27,10 +27,13 @@ def refusal(
     trials: Sequence[Trial],
     files_of: Callable[[int], Files],
     editable: Collection[str],
+    *,
+    nearly: bool = True,
 ) -> Refusal | None:
     """Why a proposal on the incumbent's files may not run, with the earlier trial's result; None if it may.
 
-    `files_of` gives the editable files that a trial ran with, or nothing if they are unknown.
+    If not `nearly`, only the same program counts as tried before. `files_of` gives the editable files that a trial ran
+    with, or nothing if they are unknown.
     """
     by_fingerprint = {trial.proposed.fingerprint: trial for trial in trials}
     found: list[int] = []
@@ -43,7 +46,7 @@ def refusal(
 
     if problem := broken_rule(proposal, incumbent, tried, editable):
         return Refusal(problem, *found)
-    if proposal.repairs is not None:
+    if proposal.repairs is not None or not nearly:
         return None
     near = near_duplicate({**incumbent, **proposal.files}, trials, files_of)
     return Refusal(near.reason, near.trial) if near else None
