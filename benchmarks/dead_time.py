@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from autoresearch.lab import hardware, presets
+from autoresearch.executors import hardware
+from autoresearch.lab import presets
 
 GOAL = 1.08  # times the budget
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import psutil
 
+from autoresearch.executors import hardware
 from autoresearch.executors.sandbox.load import SAMPLE_SECONDS, Meter
 from autoresearch.judging.audit import binomial_interval
-from autoresearch.lab import hardware
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Status
 

@@ -24,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from autoresearch.base import variables
+from autoresearch.executors import hardware
 from autoresearch.executors.sandbox import sandboxes
 from autoresearch.grading import splits
 from autoresearch.grading.scoring import PLACES, Answers
-from autoresearch.lab import config, hardware
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.models import decoding
@@ -85,8 +86,8 @@ def seconds(lab: Workspace, data: Any) -> float:
     os.link(folder / "model" / "checkpoint.safetensors", folder / "run0" / "checkpoint.safetensors")
     rows = np.sort(np.random.default_rng(1).integers(len(data.val), size=PLACES)).astype(np.int32)
     places = np.random.default_rng(2).integers(data.context, size=PLACES).astype(np.int32)
-    Answers(rows, places, np.full(PLACES, 1e3, np.float32)).save(lab.answers(0, 0))
-    cell = Cell(Path(sys.executable), config.offline_environment(), sandboxes.choose("auto"))
+    lab.answers(0, 0).write_bytes(Answers(rows, places, np.full(PLACES, 1e3, np.float32)).packed())
+    cell = Cell(Path(sys.executable), variables.offline(), sandboxes.choose("auto"))
     tokenizer = splits.reading((lab.root / "prepare.py").read_text()).tokenizer
     start = time.perf_counter()
     problem = Examiner(lab, lambda: cell, lambda: data, lambda: tokenizer).examine(trial)

@@ -67,8 +67,8 @@ def environment(preset: str, variants: list[str]) -> None:
     """Card, driver, versions, sandboxes, tools, and one compiled kernel."""
     import torch
 
+    from autoresearch.executors import hardware
     from autoresearch.executors.sandbox import sandboxes
-    from autoresearch.lab import hardware
 
     found = hardware.device()
     say(what="device", result=str(found), memory_gb=round(found.memory_gb, 1), cpu=hardware.processor())

@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 
+from autoresearch.executors import hardware
 from autoresearch.grading import protocol, splits
 from autoresearch.grading.grader import TrustedGrader
-from autoresearch.lab import hardware, presets
+from autoresearch.lab import presets
 from autoresearch.ledger.records import RunRequest
 
 GOAL = 1.3  # times the in-process evaluation

@@ -30,7 +30,8 @@ from typing import Any
 
 import psutil
 
-from autoresearch.lab import config, hardware
+from autoresearch.executors import hardware
+from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.events import Confirmation, GuidanceGiven
 from autoresearch.ledger.ledger import Ledger

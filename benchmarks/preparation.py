@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoresearch.lab import hardware, presets
+from autoresearch.executors import hardware
+from autoresearch.lab import presets
 
 PAIRS = 5
 PLAIN = """

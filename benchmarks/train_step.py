@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 import plain_port
-from autoresearch.lab import hardware, presets
+from autoresearch.executors import hardware
+from autoresearch.lab import presets
 
 GOAL = 2.5  # times the tokens per second of the plain port, eager or compiled, whichever is faster
 WARM_STEPS = 2  # of each seed, not counted

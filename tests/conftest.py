@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import toy_lab
+from autoresearch.base import variables
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.executors.sandbox.sandboxes import Nothing
 from autoresearch.grading.grader import SelfReported
@@ -64,9 +65,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "policy": Policy(longest_pause_seconds=0.01, max_disturbance=1.0),  # other tests run beside
         "archive": past_trials.of_lab(workspace, ledger, ("train.py",)),
         "executor": LocalExecutor(
-            workspace.trials, Path(sys.executable), config.run_environment(), f"lab:{root}:", Nothing()
+            workspace.trials, Path(sys.executable), variables.for_run(), f"lab:{root}:", Nothing(), SelfReported()
         ),
-        "grader": SelfReported(),
         "judge": GreedyJudge(),
         "editable": ("train.py",),
         "budget_seconds": 2.0,
@@ -84,6 +84,8 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "announce": (events if events is not None else []).append,
         "progress": lambda trial, event: None,
     }
+    if isinstance(places := changes.get("places"), tuple):
+        changes["places"] = lambda: places
     return Stages(**{**parts, **changes})
 
 

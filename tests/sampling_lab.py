@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoresearch.base import git
+from autoresearch.base import git, variables
 from autoresearch.executors.sandbox.sandboxes import Nothing
-from autoresearch.lab import config, presets
+from autoresearch.lab import presets
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.ledger import Ledger
@@ -115,7 +115,7 @@ def edited(model: Model, *changes: tuple[str, str]) -> Model:
 
 @contextmanager
 def sampler(model: Model, said: list[str] | None = None, *, cache: bool = True) -> Iterator[Sampler]:
-    environment = {**config.run_environment(), "OMP_NUM_THREADS": "1"}
+    environment = {**variables.for_run(), "OMP_NUM_THREADS": "1"}
     cell = Cell(Path(sys.executable), environment, Nothing())
     with Sampler(model, cell, cache=cache, say=(said if said is not None else []).append) as made:
         yield made

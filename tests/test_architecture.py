@@ -44,11 +44,12 @@ STDLIB_ONLY = {
 HEAVY = {
     *("torch", "optuna", "matplotlib", "pyarrow", "tiktoken", "rustbpe", "httpx", "scipy"),
     *("pydantic_ai", "openai", "anthropic", "mcp", "mcp_types", "arxiv", "pypdf"),
-    *("safetensors", "starlette", "uvicorn"),
+    *("safetensors", "starlette", "uvicorn", "ray"),
 }
 # Imported only when chosen, so their heavy libraries may stand at the top.
 BACKENDS = (
     *("grading.probes", "grading.scoring", "grading.memory", "models.decoding", "models.rebuilding", "models.serving"),
+    *("executors.cluster.driver", "executors.cluster.pool"),
     *("researchers.builtin.researcher", "researchers.llm.conversation", "views.chart"),
 )
 
@@ -176,14 +177,14 @@ def test_only_git_and_process_start_processes() -> None:
     assert users == {"base.git", "base.process"}
 
 
-def test_only_config_and_the_git_verbs_read_the_environment() -> None:
+def test_only_one_module_and_the_git_verbs_read_the_environment() -> None:
     users = {
         name
         for name, node in nodes()
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and ast.unparse(node.value) == "os"
     }
     assert users - {"grading.protocol", "executors.sandbox.landlock"} == {
-        "lab.config",
+        "base.variables",
         "base.git",
     }  # those are the run's side
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import toy_lab
+from autoresearch.base import variables
 from autoresearch.base.process import MARK
-from autoresearch.lab import config
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import ProposalRefused
 from autoresearch.ledger.records import Proposal, Status
@@ -87,7 +87,7 @@ def with_agent(lab: Path, seconds: float = 3.0) -> Stages:
     parts = stages(lab)
     kit = Kit(
         deadline_seconds=seconds,
-        environment=config.person_environment(),
+        environment=variables.of_user(),
         transcripts=parts.workspace.trials,
         scratch=parts.workspace.worktrees,
         namespace=f"lab:{lab}:",

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from autoresearch.executors.sandbox import sandboxes
 from autoresearch.grading import memory, protocol, scoring
 from autoresearch.grading.grader import TrustedGrader, TrustedSession
 from autoresearch.grading.splits import SplitData
-from autoresearch.ledger.records import Graded, RunRequest
+from autoresearch.ledger.records import Graded, RunRequest, Score, Worth
 from grading_lab import GRADE, Bigram, GradingLab, Liar, serve_run
 from jail import ALL
 
@@ -229,11 +230,22 @@ def executed(lab: GradingLab, directory: Path, name: str, script: str, session: 
     environment = {"PATH": os.defpath, "AUTORESEARCH_CACHE": str(lab.root / "cache")}
     namespace, jail = f"device-memory:{directory}:", sandboxes.SANDBOXES[name]
     where = directory / "trials", Path(sys.executable), environment, namespace, jail
-    executor = LocalExecutor(*where, readable=lambda: (lab.root / "cache", *more))
-    result = executor.run(request, lambda event: None, session.serve)
-    outcome = session.outcome(result)
-    assert isinstance(outcome, Graded), (outcome, result.log_tail)
+    executor = LocalExecutor(*where, Ready(session), readable=lambda: (lab.root / "cache", *more))
+    result = executor.run(request, lambda event: None, lambda score: Worth(holdout=False, model=False))
+    assert result.grading is not None
+    assert isinstance(result.grading.outcome, Graded), (result.grading.outcome, result.log_tail)
     return result.log_tail
+
+
+class Ready(TrustedGrader):
+    """A grader whose session was made beforehand."""
+
+    def __init__(self, session: TrustedSession) -> None:
+        super().__init__(lambda: session.data)
+        self._session = session
+
+    def session(self, request: RunRequest, wants_holdout: Callable[[Score], bool]) -> TrustedSession:
+        return self._session
 
 
 @pytest.mark.slow

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 import grading_lab
 import toy_lab
 from autoresearch.agents.answers import Answers
-from autoresearch.base import process
+from autoresearch.base import process, variables
 from autoresearch.base.errors import UserError
+from autoresearch.executors import hardware
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.executors.sandbox.sandboxes import Nothing
 from autoresearch.grading.grader import TrustedGrader
 from autoresearch.grading.splits import SplitData
 from autoresearch.judging import comparability
-from autoresearch.lab import config, hardware, presets
+from autoresearch.lab import config, presets
 from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign
@@ -158,7 +159,7 @@ def test_a_mac_is_named_by_its_chip_and_memory(chip: str, no_gpu: pytest.MonkeyP
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores of its own")
 def test_to_find_the_device_takes_no_core_from_the_runs() -> None:
     cores = "len(os.sched_getaffinity(0))"
-    program = f"import os\nfrom autoresearch.lab import hardware\nprint({cores}, hardware.device() and {cores})"
+    program = f"import os\nfrom autoresearch.executors import hardware\nprint({cores}, hardware.device() and {cores})"
     environment = {**os.environ, "OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True, timeout=100
@@ -235,20 +236,25 @@ def test_a_campaign_is_not_gone_on_with_on_another_device(lab: Path) -> None:
 
 
 def test_a_campaign_is_not_gone_on_with_on_another_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.CACHE, str(tmp_path / "one" / "cache"))
+    monkeypatch.setenv(variables.CACHE, str(tmp_path / "one" / "cache"))
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
     prepared, other = grading_lab.make(tmp_path / "one", TIME_BUDGET=20), grading_lab.make(tmp_path / "other", 2000)
     train = (Path(__file__).parents[1] / "redteam" / "lab" / "honest.py").read_text()
     lab = toy_lab.make(tmp_path / "lab", prepare=prepared.prepare, train=f"{train}\n\nmain()\n")
-    environment = {**config.run_environment(), config.CACHE: str(tmp_path / "one" / "cache")}
+    environment = {**variables.for_run(), variables.CACHE: str(tmp_path / "one" / "cache")}
 
     def parts(data: Callable[[], SplitData]) -> Stages:
         executor = LocalExecutor(
-            lab / ".autoresearch" / "trials", Path(sys.executable), environment, f"lab:{lab}:", Nothing()
+            lab / ".autoresearch" / "trials",
+            Path(sys.executable),
+            environment,
+            f"lab:{lab}:",
+            Nothing(),
+            TrustedGrader(data),
         )
         limits = {"budget_seconds": 20.0, "deadline_seconds": 200.0, "startup_seconds": 180.0}
-        return stages(lab, executor=executor, grader=TrustedGrader(data), **limits)
+        return stages(lab, executor=executor, **limits)
 
     run_campaign(parts(prepared.data), "t", never)
     campaign = parts(prepared.data).campaign("t")

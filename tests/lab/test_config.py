@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from autoresearch.base import variables
 from autoresearch.base.errors import UserError
 from autoresearch.lab import config
 from autoresearch.lab.settings import Config
@@ -70,13 +71,13 @@ def test_a_byte_order_mark_and_blank_lines_before_the_front_matter_are_fine(tmp_
 
 
 def test_a_run_sees_no_key_of_the_persons(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in config.NETWORK_NAMES:
+    for name in variables.NETWORK_NAMES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("https_proxy", "http://me:password@proxy")
-    seen = config.run_environment()
+    seen = variables.for_run()
     assert not {"OPENAI_API_KEY", "https_proxy"} & set(seen)
-    assert config.prepare_environment() == {**seen, "https_proxy": "http://me:password@proxy"}
+    assert variables.for_prepare() == {**seen, "https_proxy": "http://me:password@proxy"}
     assert seen["OMP_NUM_THREADS"] == "2"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from autoresearch.base.errors import UserError
+from autoresearch.executors import hardware
 from autoresearch.executors.sandbox import sandboxes
-from autoresearch.lab import doctor, hardware, presets
+from autoresearch.lab import doctor, presets
 
 
 def test_every_check_is_made_and_this_machine_can_train(lab: Path) -> None:

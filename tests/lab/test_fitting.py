@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch.base import git
+from autoresearch.base import git, variables
 from autoresearch.base.errors import UserError
-from autoresearch.lab import config
 from autoresearch.lab.presets import create, fill, presets
 from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.fitting import Fit
@@ -35,7 +34,7 @@ def tiny(tmp_path: Path) -> Path:
 
 def measure(lab: Path, rows: list[Row] | None = None, memory_gb: float | None = None) -> Fit:
     announce = (rows if rows is not None else []).append
-    return fitting.fit_lab(Workspace.open(lab), Path(sys.executable), config.run_environment(), memory_gb, announce)
+    return fitting.fit_lab(Workspace.open(lab), Path(sys.executable), variables.for_run(), memory_gb, announce)
 
 
 def doctor(lab: Path, *options: str) -> subprocess.CompletedProcess[str]:

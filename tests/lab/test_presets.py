@@ -7,9 +7,9 @@ import pytest
 
 from autoresearch.base import git
 from autoresearch.base.errors import UserError
+from autoresearch.executors.hardware import Device, preset_for
 from autoresearch.lab import presets
 from autoresearch.lab.config import load
-from autoresearch.lab.hardware import Device, preset_for
 from autoresearch.lab.presets import SHIPPED, create, fill
 from autoresearch.lab.workspace import Workspace
 

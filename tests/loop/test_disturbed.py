@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 import toy_lab
-from autoresearch.executors import disturbance
-from autoresearch.executors.interface import Executor, Progress, Serve
+from autoresearch.executors import disturbance, local
+from autoresearch.executors.interface import Executor, Progress, Weigh
 from autoresearch.executors.sandbox import watch
 from autoresearch.judging import judge
 from autoresearch.ledger.ledger import Ledger
@@ -53,16 +53,19 @@ class Machine:
 
     def __init__(self, executor: Executor, busy: Sequence[int]) -> None:
         self._executor, self._busy = executor, list(busy)
-        self.name, self.sandbox = executor.name, executor.sandbox
+        self.name, self.sandbox, self.grader = executor.name, executor.sandbox, executor.grader
         self.waits = 0
         self.runs: list[tuple[str, int]] = []
 
     def end_leftovers(self) -> int:
         return self._executor.end_leftovers()
 
-    def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
+    def close(self) -> None:
+        self._executor.close()
+
+    def run(self, request: RunRequest, progress: Progress, weigh: Weigh) -> RunResult:
         self.runs.append((request.run_id, request.seed))
-        result = self._executor.run(request, progress, serve)
+        result = self._executor.run(request, progress, weigh)
         busy = self._busy.pop(0) if len(self._busy) > 1 else self._busy[0]
         return dataclasses.replace(result, load=BUSY if busy else QUIET)
 
@@ -144,11 +147,13 @@ def test_what_others_did_to_a_run_is_no_crash_of_the_idea(lab: Path, ended: str)
     slept = (QUIET[0], dataclasses.replace(QUIET[1], at=60.0))
 
     class Unlucky(Machine):
-        def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
-            result = super().run(request, progress, serve)
+        def run(self, request: RunRequest, progress: Progress, weigh: Weigh) -> RunResult:
+            result = super().run(request, progress, weigh)
             if len(self.runs) != 2:
                 return result
-            return dataclasses.replace(result, exit_code=None, ended=ended, load=slept, events=())
+            result = dataclasses.replace(result, exit_code=None, ended=ended, load=slept, events=())
+            session = self.grader.session(request, lambda score: False)
+            return dataclasses.replace(result, grading=local.graded(session, result))
 
     run_campaign(dataclasses.replace(parts, executor=Unlucky(parts.executor, [0])), "t", never)
     trial = parts.campaign("t").trials[1]

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import toy_lab
+from autoresearch.base import variables
 from autoresearch.base.errors import EndRun, UserError
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.executors.sandbox.sandboxes import Nothing
+from autoresearch.grading.grader import SelfReported
 from autoresearch.judging import pruning
-from autoresearch.lab import config
-from autoresearch.ledger.records import Proposal, Purpose, RunEvent, RunRequest, Status
+from autoresearch.ledger.records import Proposal, Purpose, RunEvent, RunRequest, Status, Worth
 from autoresearch.loop.loop import run_campaign
 from conftest import stages
 
@@ -46,13 +47,17 @@ def lab(tmp_path: Path) -> Path:
 
 
 def test_who_listens_to_a_run_can_end_it(tmp_path: Path) -> None:
-    executor = LocalExecutor(tmp_path / "runs", Path(sys.executable), config.run_environment(), "test:", Nothing())
+    executor = LocalExecutor(
+        tmp_path / "runs", Path(sys.executable), variables.for_run(), "test:", Nothing(), SelfReported()
+    )
     files = {"train.py": TRAIN.replace("False", "True").encode(), "prepare.py": toy_lab.PREPARE.encode()}
 
     def enough(event: RunEvent) -> None:
         raise EndRun("enough")
 
-    result = executor.run(RunRequest("r", "c", files, 42, BUDGET, 60.0), enough, lambda channel: None)
+    result = executor.run(
+        RunRequest("r", "c", files, 42, BUDGET, 60.0), enough, lambda score: Worth(holdout=False, model=False)
+    )
     assert result.ended == "enough"
     assert result.wall_seconds < 10
 

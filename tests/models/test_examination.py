@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sampling_lab
+from autoresearch.base import variables
 from autoresearch.grading import splits
 from autoresearch.grading.scoring import PLACES, Answers, secret_places
 from autoresearch.lab import config
@@ -76,7 +77,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> SamplingLab:
 @pytest.fixture
 def examined(lab: SamplingLab, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
     """Examine the baseline's model, as if it were a keep that answered so, with another train.py if one is given."""
-    monkeypatch.setenv(config.CACHE, str(lab.cache))
+    monkeypatch.setenv(variables.CACHE, str(lab.cache))
     workspace, run0 = lab.workspace, lab.run
     run0.mkdir(exist_ok=True)
     checkpoint = run0 / "checkpoint.safetensors"
@@ -86,7 +87,7 @@ def examined(lab: SamplingLab, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def examine(nats: float, edit: Callable[[str], str] = lambda text: text) -> str | None:
         rows, places = (np.arange(24, dtype=np.int32) % size for size in (len(data.val), data.context))
-        Answers(rows, places, np.full(24, nats, np.float32)).save(workspace.answers(0, 0))
+        workspace.answers(0, 0).write_bytes(Answers(rows, places, np.full(24, nats, np.float32)).packed())
         changed = {**workspace.files(lab.trial.proposed.commit)}
         changed["train.py"] = edit(changed["train.py"].decode()).encode()
         monkeypatch.setattr(type(workspace), "files", lambda self, commit: changed)
@@ -135,7 +136,7 @@ def test_what_cannot_be_rebuilt_is_not_kept_and_the_reason_is_told(
 def test_a_keep_without_a_checkpoint_is_not_kept(examined: Callable[..., str | None], lab: SamplingLab) -> None:
     (lab.run / "checkpoint.safetensors").unlink()
     monkey = Answers(np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.float32))
-    monkey.save(lab.workspace.answers(0, 0))
+    lab.workspace.answers(0, 0).write_bytes(monkey.packed())
     assert "it left no checkpoint" in str(examined(50.0))
 
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grading_lab
-from autoresearch.base import git
+from autoresearch.base import git, variables
 from autoresearch.base.process import processes_of
 from autoresearch.executors.local import NO_LIMITS, LocalExecutor
 from autoresearch.executors.sandbox import sandboxes
 from autoresearch.executors.sandbox.rules import Limits
 from autoresearch.grading import splits
 from autoresearch.grading.grader import TrustedGrader
-from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Proposal
@@ -97,9 +96,10 @@ class Arena:
         executor = LocalExecutor(
             lab / ".autoresearch" / "trials",
             Path(sys.executable),
-            {**config.run_environment(), config.CACHE: str(self.root / "cache"), **environment},
+            {**variables.for_run(), variables.CACHE: str(self.root / "cache"), **environment},
             namespace,
             sandboxes.choose(self.confinement),
+            TrustedGrader(lambda: self.data),
             self.limits,
             readable=lambda: self.readable,
         )
@@ -111,7 +111,6 @@ class Arena:
             [_line(variant, told) for variant in runs],
             executor=executor,
             examine=examiner.examine,
-            grader=TrustedGrader(lambda: self.data),
             budget_seconds=self.budget,
             deadline_seconds=200.0,
             startup_seconds=180.0,  # a compiler takes its time

@@ -52,6 +52,14 @@ def _line(root: Path, *arguments: str) -> str:
     return _git(root, *arguments).decode(errors="replace").strip()
 
 
+def first_commit(root: Path) -> str:
+    """A commit that the history of HEAD began with; empty if there is none."""
+    try:
+        return _line(root, "rev-list", "--max-parents=0", "HEAD").split("\n")[0]
+    except GitError:
+        return ""
+
+
 def init(root: Path) -> None:
     _git(root, "init", "--quiet", "--initial-branch=main")
 

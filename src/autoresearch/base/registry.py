@@ -29,7 +29,7 @@ COUNTED = {
     **dict.fromkeys(("codex", "gemini"), ("tokens",)),
 }
 FREE = ("builtin", "python", "scripted", "noop")
-EXECUTORS = {"local": "autoresearch.executors.local:LocalExecutor"}
+EXECUTORS = {"local": "autoresearch.executors.machine:here", "ray": "autoresearch.executors.cluster.site:there"}
 JUDGES = {"posterior": "autoresearch.judging.judge:PosteriorJudge", "greedy": "autoresearch.judging.judge:GreedyJudge"}
 
 

@@ -13,7 +13,8 @@ from autoresearch.agents.answers import Answers
 from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
-from autoresearch.lab import config, hardware
+from autoresearch.executors import hardware
+from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.loop import compose
 from autoresearch.models import saved_model

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from autoresearch.base import process, registry
+from autoresearch.base import process, registry, variables
 from autoresearch.base.errors import UserError
 from autoresearch.commands.options import HERE, AsJson, Lab, print_json
+from autoresearch.executors import hardware
 from autoresearch.grading.protocol import ENTRY
-from autoresearch.lab import config, doctor, hardware, presets, recovery
+from autoresearch.lab import config, doctor, presets, recovery
 from autoresearch.lab.settings import Config
 from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.planner import Row
@@ -140,7 +141,7 @@ def _fit(lab: Path, *, as_json: bool) -> None:
             view.show_measurement(row, console, first=len(rows) == 1)
 
     with workspace.lock():  # meanwhile no loop may use the machine or read the files
-        found = fitting.fit_lab(workspace, python, config.run_environment(), settings.memory_gb, announce)
+        found = fitting.fit_lab(workspace, python, variables.for_run(), settings.memory_gb, announce)
     if as_json:
         print_json(found)
         return
@@ -166,7 +167,7 @@ def prepare(lab: Lab = HERE) -> None:
 
     Example: autoresearch prepare --lab my-lab
     """
-    _run_by_hand(lab, "prepare.py", config.prepare_environment())
+    _run_by_hand(lab, "prepare.py", variables.for_prepare())
 
 
 def train(lab: Lab = HERE) -> None:
@@ -174,7 +175,7 @@ def train(lab: Lab = HERE) -> None:
 
     Example: autoresearch train --lab my-lab
     """
-    _run_by_hand(lab, ENTRY, config.run_environment())
+    _run_by_hand(lab, ENTRY, variables.for_run())
 
 
 def _run_by_hand(lab: Path, file: str, environment: dict[str, str]) -> None:

@@ -17,14 +17,16 @@ import psutil
 
 from autoresearch.base import process
 from autoresearch.base.errors import EndRun, NoInterpreterError
-from autoresearch.executors.interface import Progress, Serve
+from autoresearch.executors.compiled import Compiled
+from autoresearch.executors.interface import Progress, Weigh
 from autoresearch.executors.run_output import CURVE_SECONDS, RunWatch, run_environment, tail
 from autoresearch.executors.sandbox import load, usage
 from autoresearch.executors.sandbox.rules import Limits, Rules, Sandbox, python_path
 from autoresearch.executors.sandbox.watch import Watch
 from autoresearch.grading import protocol
+from autoresearch.grading.interface import Grader, Session
 from autoresearch.grading.protocol import CHANNEL, CHECKPOINT, CURVE, ENTRY, EVENTS, LOG, RUN_SIDE
-from autoresearch.ledger.records import Load, Place, RunEvent, RunRequest, RunResult
+from autoresearch.ledger.records import Grading, Load, Place, RunEvent, RunRequest, RunResult
 
 TAIL_BYTES = 16_384
 LONGEST_FILE = 256 * 2**20  # bytes of what a run writes for others to read
@@ -56,6 +58,7 @@ class LocalExecutor:
         environment: Mapping[str, str],
         namespace: str,
         sandbox: Sandbox,
+        grader: Grader,
         limits: Limits = NO_LIMITS,
         readable: Callable[[], Sequence[Path]] = tuple,
     ) -> None:
@@ -64,6 +67,7 @@ class LocalExecutor:
         self.environment = environment
         self.namespace = namespace
         self.confinement = sandbox
+        self.grader = grader
         self.limits = limits
         self.readable = readable
 
@@ -77,13 +81,22 @@ class LocalExecutor:
         shutil.rmtree(self.runs.parent / SCRATCH, ignore_errors=True)
         return ended
 
-    def run(self, request: RunRequest, progress: Progress, serve: Serve) -> RunResult:
+    def close(self) -> None:
+        """There is nothing to give back. See `executors.interface.Executor`."""
+
+    def run(self, request: RunRequest, progress: Progress, weigh: Weigh) -> RunResult:
         """See `executors.interface.Executor`.
 
         Raises:
-            NoInterpreterError: the lab's Python disappeared after the campaign started.
+            UserError: it cannot be graded, or the lab's Python disappeared after the campaign started.
             FileNotFoundError: the lab did.
         """
+        confine(request.place)
+        session = self.grader.session(request, lambda score: weigh(score).holdout)
+        result = self._result(request, progress, session)
+        return dataclasses.replace(result, grading=graded(session, result))
+
+    def _result(self, request: RunRequest, progress: Progress, session: Session) -> RunResult:
         for place in (self.runs, self.runs.parent / SCRATCH):
             place.mkdir(exist_ok=True)  # not its parents: a lab that was deleted is not made again
         directory = self.runs / request.run_id
@@ -96,7 +109,7 @@ class LocalExecutor:
             compiled.lend()
         watch = _Watcher(directory, progress)
         try:
-            with Channel(serve) as channel:
+            with Channel(session.serve) as channel:
                 ended, why = self._run(request, directory, tuple(frozen), watch, channel)
             tampered = tuple(name for name, content in frozen.items() if not _is(scratch / name, content))
         except FileNotFoundError as error:
@@ -169,6 +182,18 @@ class LocalExecutor:
         return process.Ended(signaled(ended.exit_code), ended.seconds), ""
 
 
+def confine(place: Place) -> None:
+    """Keep this thread, and all that it starts, to a place's processors, where the system can do that."""
+    if place.processors and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # some of them went away
+            os.sched_setaffinity(0, place.processors)
+
+
+def graded(session: Session, result: RunResult) -> Grading:
+    """What a grader found of a run that has ended."""
+    return Grading(session.outcome(result), session.clock(result), session.environment(result), session.answers())
+
+
 def placed(place: Place) -> dict[str, str]:
     """The variables that keep a run to its slot's part of the machine. A thread's processors are inherited."""
     gpu = {"CUDA_VISIBLE_DEVICES": str(place.gpu)} if place.gpu is not None else {}
@@ -231,7 +256,7 @@ def lay_out(request: RunRequest, scratch: Path) -> dict[str, bytes]:
 class Channel:
     """A pair of sockets: the run inherits one, and a thread serves the other until the run hangs up."""
 
-    def __init__(self, serve: Serve) -> None:
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
         self._serve = serve
         self._sockets = socket.socketpair() if os.name == "posix" else None
 
@@ -261,30 +286,6 @@ class Channel:
                 self._sockets[0].shutdown(socket.SHUT_RDWR)
             self._thread.join()
             self._sockets[0].close()
-
-
-class Compiled:
-    """Gives each run a copy of what the compilers cached for the baseline, the user's own code.
-
-    Only a baseline's cache is taken back, so that no run can leave anything for the next.
-    """
-
-    def __init__(self, trusted: Path, own: Path) -> None:
-        self._trusted = trusted
-        self._own = own
-
-    def lend(self) -> None:
-        if self._trusted.is_dir():
-            shutil.copytree(self._trusted, self._own)
-        else:
-            self._own.mkdir(parents=True)
-
-    def take_back(self, *, trusted: bool) -> None:
-        if trusted and any(self._own.rglob("*")):
-            shutil.rmtree(self._trusted, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                shutil.move(self._own, self._trusted)
-        shutil.rmtree(self._own, ignore_errors=True)
 
 
 class _Watcher:

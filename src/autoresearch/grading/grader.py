@@ -106,7 +106,7 @@ class TrustedSession:
         self.graded: Graded | None = None
         self.is_done = False
         self.told_at = 0.0  # when the run last received something to do
-        self.answers: list[float] = []  # seconds it took for each batch
+        self.took: list[float] = []  # seconds it took for each batch
         self.rows = 0  # answered, including repeated ones
         self.problem: Invalid | Crash | None = None
 
@@ -190,7 +190,7 @@ class TrustedSession:
     def _next_batch(self, channel: socket.socket, message: Mapping[str, Any], now: float) -> None:
         if message.get("done") is not None and message.get("failed") is None:
             self.stamps.setdefault("first_logits", now)
-            self.answers.append(now - self.told_at)
+            self.took.append(now - self.told_at)
             self.rows += self.scoring.size_of(message)
         answer = self.scoring.answer(message)
         if self.scoring.score:
@@ -201,7 +201,7 @@ class TrustedSession:
         self.scoring.digest()  # while the run computes the next batch
 
     def clock(self, result: RunResult) -> Clock:
-        later = self.answers[1:]
+        later = self.took[1:]
         usual, slowest = (statistics.median(later), max(later)) if later else (None, None)
         return Clock(
             first_batch=self.stamps.get("first_batch"),
@@ -209,7 +209,7 @@ class TrustedSession:
             first_logits=self.stamps.get("first_logits"),
             usual_answer=usual,
             slowest_answer=slowest,
-            answers=math.fsum(self.answers) if self.answers else None,
+            answers=math.fsum(self.took) if self.took else None,
             rows=self.rows or None,
         )
 
@@ -224,10 +224,8 @@ class TrustedSession:
             return self.graded
         return diagnose(result.exit_code, result.log_tail, self.request.deadline_seconds, result.ended)
 
-    def keep_answers(self, path: Path) -> None:
-        if self.scoring and self.scoring.answers:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.scoring.answers.save(path)
+    def answers(self) -> bytes | None:
+        return self.scoring.answers.packed() if self.scoring and self.scoring.answers else None
 
 
 # ---------------------------------------------------------------- self-reported
@@ -267,8 +265,9 @@ class SelfReportedSession:
             return diagnose(result.exit_code, result.log_tail, self.request.deadline_seconds, result.ended)
         return _told_score(told.values)
 
-    def keep_answers(self, path: Path) -> None:
+    def answers(self) -> bytes | None:
         """There are none that could be believed."""
+        return None
 
 
 def _told_score(values: Mapping[str, Scalar]) -> Graded | Crash:

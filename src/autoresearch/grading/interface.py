@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from autoresearch.ledger.records import Clock, Crash, Graded, Invalid, RunRequest, RunResult, Scalar, Score
@@ -27,8 +26,8 @@ class Session(Protocol):
 
     def outcome(self, result: RunResult) -> Graded | Crash | Invalid: ...
 
-    def keep_answers(self, path: Path) -> None:
-        """Save what it answered at secret places, for a second examination. Does nothing if that is unknown."""
+    def answers(self) -> bytes | None:
+        """A file of what it answered at secret places, for a second examination; None if that is unknown."""
         ...
 
 

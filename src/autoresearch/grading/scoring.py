@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from autoresearch.base import atomic
 from autoresearch.grading import probes
 from autoresearch.grading.memory import CPU, Offer, Refused, SharedMemory, offer, working_device
 from autoresearch.grading.protocol import DeviceMemory
@@ -60,10 +59,11 @@ class Answers:
     places: Array
     nats: Array
 
-    def save(self, path: Path) -> None:
+    def packed(self) -> bytes:
+        """The content of a file that `load` reads."""
         buffer = io.BytesIO()
         np.savez(buffer, rows=self.rows, places=self.places, nats=self.nats)
-        atomic.write(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> Answers:

@@ -1,53 +1,22 @@
-"""Turns program.md's front matter into a frozen Config. The only reader of configuration and environment."""
+"""Turns program.md's front matter into a frozen Config. The only reader of configuration."""
 
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from autoresearch.base import redaction
+from autoresearch.base import redaction, variables
 from autoresearch.base.errors import UserError
 from autoresearch.lab.settings import Config
 from autoresearch.ledger import report
 
 FENCE = "---"
+RAY_ADDRESS = "RAY_ADDRESS"
 SHOWN = 60  # characters of a wrong value
-CACHE = "AUTORESEARCH_CACHE"
-KERNELS = "KERNELS_CACHE"
-DEVICE = "AUTORESEARCH_DEVICE"  # the kind of device under which a run is filed; prepare.py refuses any other
-# What a run may see of the user's environment. It contains no key and no token.
-ALLOWED_NAMES = {
-    *("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-    *(
-        "SYSTEMROOT",
-        "SYSTEMDRIVE",
-        "USERPROFILE",
-        "LOCALAPPDATA",
-        "APPDATA",
-        "PROGRAMDATA",
-        "COMSPEC",
-        "PATHEXT",
-    ),
-    *("PYTHONHOME", "PYTHONPATH", "DYLD_LIBRARY_PATH", "XDG_CACHE_HOME", CACHE, "CC", "CXX"),
-}
-ALLOWED_PREFIXES = (
-    *("LC_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "TORCH", "PYTORCH_", "TRITON_"),
-    *("OMP_", "GOMP_", "KMP_", "MKL_"),
-)
-# What prepare.py also sees, to download. A proxy's address can contain a password.
-NETWORK_NAMES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-
-# How long GNU OpenMP's threads spin before they sleep. By default they spin so long that one other busy process costs a
-# run on two cores two thirds of its speed. With this value it costs a third to a half, and on a quiet machine next to
-# nothing.
-DEFAULTS = {"GOMP_SPINCOUNT": "3000"}
 
 
 def load(path: Path) -> tuple[Config, str]:
@@ -124,44 +93,6 @@ def _problem(item: ErrorDetails) -> str:
     return f"`{key}`: {message[0].lower()}{message[1:]}, but is {shown!r}"
 
 
-def run_environment() -> dict[str, str]:
-    """The user's variables that a run may see: an allow-list, so that no key reaches a trial."""
-    allowed = _chosen(lambda name: name in ALLOWED_NAMES or name.startswith(ALLOWED_PREFIXES))
-    return DEFAULTS | {KERNELS: str(kernels_directory())} | allowed
-
-
-def offline_environment() -> dict[str, str]:
-    """The same for confined processes, which have no network to look for a kernel on."""
-    return run_environment() | {"HF_HUB_OFFLINE": "1"}
-
-
-def prepare_environment() -> dict[str, str]:
-    """The user's variables for prepare.py, and what it needs to reach the network."""
-    return run_environment() | _chosen(lambda name: name in NETWORK_NAMES)
-
-
-def cache_directory() -> Path:
-    """Where prepare.py keeps data; it finds the same place itself."""
-    return Path(os.path.abspath(os.environ.get(CACHE) or platformdirs.user_cache_dir("autoresearch")))
-
-
-def kernels_directory() -> Path:
-    """Where the package `kernels` stores what a run outside the sandbox downloaded, for runs without a network."""
-    return cache_directory() / "kernels"
-
-
-def person_environment() -> dict[str, str]:
-    """The user's whole environment, including keys: for a researcher's own process or client, never for a run."""
-    return dict(os.environ)
-
-
 def redact(text: str) -> str:
     """The text without the user's secrets. See `redaction`."""
-    return redaction.redact(text, os.environ)
-
-
-def _chosen(wanted: Callable[[str], bool]) -> dict[str, str]:
-    chosen = {name: value for name, value in os.environ.items() if wanted(name.upper())}
-    if CACHE in chosen:  # a run has another working directory
-        chosen[CACHE] = os.path.abspath(chosen[CACHE])
-    return chosen
+    return redaction.redact(text, variables.of_user())

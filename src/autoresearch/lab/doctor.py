@@ -13,12 +13,13 @@ from pathlib import Path
 
 import psutil
 
-from autoresearch.base import git
+from autoresearch.base import git, variables
 from autoresearch.base.errors import UserError
+from autoresearch.executors import hardware
+from autoresearch.executors.hardware import GIBIBYTE
 from autoresearch.executors.sandbox import bubblewrap, sandboxes
 from autoresearch.grading import splits
-from autoresearch.lab import config, hardware
-from autoresearch.lab.hardware import GIBIBYTE
+from autoresearch.lab import config
 from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.researchers.guard import rules
@@ -99,7 +100,7 @@ def _memory(directory: Path) -> Check:
 
 
 def _disk(directory: Path) -> Check:
-    cache = config.cache_directory()
+    cache = variables.cache_directory()
     places = {"here": directory, "cache": next(path for path in (cache, *cache.parents) if path.exists())}
     free = {name: shutil.disk_usage(path).free / GIBIBYTE for name, path in places.items()}
     found = ", ".join(f"{gigabytes:.1f} GiB free {name}" for name, gigabytes in free.items())

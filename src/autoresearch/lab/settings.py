@@ -48,7 +48,20 @@ class Config(BaseModel):
     python: Path | None = Field(
         default=None, description="the Python that runs the lab's files, if not autoresearch's own"
     )
-    executor: str = Field(default="local", description="where train.py runs")
+    executor: str = Field(
+        default="local", description="where train.py runs: `local`, or `ray` for the machines of a cluster"
+    )
+    ray_address: str | None = Field(
+        default=None,
+        description="the cluster of `ray`, like `10.0.0.5:6379`, if not the one that RAY_ADDRESS names; without either "
+        "it is started on this machine",
+    )
+    gpus_per_run: int | None = Field(
+        default=None, ge=0, description="GPUs of a run in a cluster; otherwise 1 on machines that have one"
+    )
+    cpus_per_run: int | None = Field(
+        default=None, ge=1, description="processors of a run in a cluster; otherwise its share of the machine's"
+    )
     sandbox: Literal["auto", "bubblewrap", "landlock", "none"] = Field(
         default="auto", description="what confines it; `auto` takes the best that works here"
     )

@@ -114,7 +114,8 @@ class RunEnded:
     been, had it not been allowed to finish as a check. `device` is what the parent found; what the run itself reported
     is in `environment`. `disturbed` says what disturbed it. A disturbed run is `set_aside`, which means that it is no
     evidence and is run again, unless the machine did not get quiet. `steps` are its own claim. `answer_per_row` is the
-    time in seconds that it took to answer a row of its exam.
+    time in seconds that it took to answer a row of its exam. A run whose machine was `lost` is set aside, and that says
+    how it was lost.
     """
 
     trial: int
@@ -144,6 +145,7 @@ class RunEnded:
     set_aside: bool = False
     steps: int | None = None
     answer_per_row: float | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 Scalar = str | int | float | bool | None
+NEWS = "news"  # the name of a `RunEvent` of no trial: its text is news of a machine
 
 
 class Status(StrEnum):
@@ -95,10 +96,15 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A slot's own part of a machine: processors and a GPU, by their numbers. An empty one is all of it."""
+    """A slot's own part of a machine: processors and a GPU, by their numbers. An empty one is all of it.
+
+    In a cluster it is on the machine `node`, where it is the slot number `share`.
+    """
 
     processors: tuple[int, ...] = ()
     gpu: int | None = None
+    node: str = ""
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,8 @@ class RunResult:
     """What an executor saw of a run. `exit_code` is None if the deadline ended it. Times are in seconds.
 
     `tampered` lists the frozen files that the run changed. `ended` says why it was ended before its deadline, if it
-    was. `steps` is the number of optimizer steps it claims. `load` samples what its machine did meanwhile.
+    was. `steps` is the number of optimizer steps it claims. `load` samples what its machine did meanwhile. `grading` is
+    what its grader found. If its machine was `lost`, nothing is known of it, and that says how.
     """
 
     exit_code: int | None
@@ -169,6 +176,8 @@ class RunResult:
     ended: str = ""
     steps: int = 0
     load: tuple[Load, ...] = ()
+    grading: Grading | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +229,25 @@ class Crash:
 
     kind: CrashKind
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """What a grader found of a run. `environment` is what the run said of its device, versions and kernels. `answers`
+    is a file of what it answered at secret places, for a second examination; None if that is unknown."""
+
+    outcome: Graded | Crash | Invalid
+    clock: Clock
+    environment: Mapping[str, Scalar]
+    answers: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What a run's score makes worth having: the score of the sealed split, and the model."""
+
+    holdout: bool
+    model: bool
 
 
 @dataclass(frozen=True, slots=True)

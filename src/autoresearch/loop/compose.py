@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import os
 import re
 import shutil
@@ -12,26 +13,24 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from autoresearch.base import process, registry
+from autoresearch.base import git, process, registry, variables
 from autoresearch.base.errors import NoInterpreterError, UserError
-from autoresearch.executors.interface import Executor
+from autoresearch.executors.interface import Equipment, Order, Site
 from autoresearch.executors.sandbox import sandboxes
 from autoresearch.executors.sandbox.rules import Limits
 from autoresearch.grading import splits
-from autoresearch.grading.grader import SelfReported, TrustedGrader
 from autoresearch.grading.protocol import ENTRY
 from autoresearch.judging.interface import Judge
 from autoresearch.judging.judge import Terms
-from autoresearch.lab import config, hardware, past_trials, presets
+from autoresearch.lab import config, past_trials, presets
 from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import Place, RunEvent
+from autoresearch.ledger.records import NEWS, RunEvent
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop import slots
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.models.cell import Cell
 from autoresearch.researchers.interface import Kit, Researcher
@@ -66,8 +65,9 @@ def compose(
     # Whether runs are graded from outside: prepare.py talks to a grader, and the system supports it.
     trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
     python = interpreter(settings, workspace.root)
-    parts, device = machine(1 if agent else settings.slots)
     namespace = f"lab:{workspace.root}:"
+    equipment = Equipment(prepare_py, trusted, settings.sandbox, settings.memory_gb)
+    there = site(settings, workspace, equipment, begun, tell(progress), slots=1 if agent else settings.slots)
     tools = kit(workspace, settings, namespace)
     if not agent:
         check_caps(settings)
@@ -78,8 +78,7 @@ def compose(
         ledger=ledger,
         researcher=chosen,
         fallback=None if agent or settings.fallback in ("none", chosen.name) else researcher(settings.fallback, tools),
-        executor=executor(settings, workspace, python, namespace, device.kind, prepare_py if trusted else None),
-        grader=TrustedGrader(lambda: splits.read(prepare_py)) if trusted else SelfReported(),
+        executor=there.executor,
         judge=judge(settings),
         policy=policy(settings),
         archive=past_trials.of_lab(workspace, ledger, settings.editable),
@@ -89,7 +88,7 @@ def compose(
         startup_seconds=settings.startup_seconds,
         min_free_gb=settings.min_free_gb,
         prune=settings.prune,
-        device=str(device),
+        device=there.device,
         preset=settings.preset,
         program=latest_prose(workspace.program),
         guidance=workspace.read_guidance,
@@ -98,44 +97,57 @@ def compose(
         examine=examiner(settings, workspace, prepare_py if trusted and settings.examine_keeps else None),
         announce=announce,
         progress=progress,
-        places=parts,
+        places=there.places,
     )
 
 
-def machine(wanted: int | str) -> tuple[tuple[Place, ...], hardware.Device]:
-    """The slots of this machine, and the device that a run in one of them has."""
-    parts = slots.places(wanted, hardware.gpus())
-    return parts, hardware.device(len(parts[0].processors) or None)
+def site(
+    settings: Config,
+    workspace: Workspace,
+    equipment: Equipment,
+    begun: Campaign | None,
+    tell: Callable[[str], None],
+    *,
+    slots: int | str,
+) -> Site:
+    """Where the lab's runs are carried out: on this machine, or in the cluster that it names.
 
-
-def executor(
-    settings: Config, workspace: Workspace, python: Path, namespace: str, device: str, prepare_py: str | None
-) -> Executor:
-    """The executor, with the sandbox that is wanted or works. A lab without our prepare.py grades itself."""
-    make = registry.find("executor", registry.EXECUTORS, settings.executor)
-    made: Executor = make(
-        workspace.trials,
-        python,
-        config.offline_environment() | {config.CACHE: str(config.cache_directory()), config.DEVICE: device},
-        namespace,
-        # A lab that grades itself may read its data anywhere.
-        sandboxes.choose(settings.sandbox if prepare_py or settings.sandbox != "auto" else "none"),
-        Limits(memory_gb=settings.memory_gb),
-        lambda: (
-            (*splits.readable(prepare_py), config.kernels_directory()) if prepare_py else (config.cache_directory(),)
-        ),
+    Raises:
+        UserError: that cannot be used, and why.
+    """
+    classes = begun.classes() if begun else ()
+    order = Order(
+        equipment=equipment,
+        runs=workspace.trials,
+        namespace=f"lab:{workspace.root}:",
+        python=interpreter(settings, workspace.root),
+        python_there=str(settings.python) if settings.python else None,
+        lab=hashlib.sha256(f"{workspace.root} {git.first_commit(workspace.root)}".encode()).hexdigest()[:12],
+        slots=slots,
+        address=settings.ray_address or variables.of_user().get(config.RAY_ADDRESS),
+        gpus_per_run=settings.gpus_per_run,
+        cpus_per_run=settings.cpus_per_run,
+        device=classes[0].device if classes else None,
+        sandbox=begun.started.sandbox if begun else None,
+        tell=tell,
     )
+    made: Site = registry.find("executor", registry.EXECUTORS, settings.executor)(order)
     return made
+
+
+def tell(progress: Callable[[int, RunEvent], None]) -> Callable[[str], None]:
+    """Passes news of machines on as progress of no trial in particular."""
+    return lambda text: progress(-1, RunEvent(NEWS, 0.0, {"text": text}))
 
 
 def cell(settings: Config, root: Path) -> Cell:
     """Where a kept model of the lab generates text: confined like its runs, with the kernels they may use."""
     return Cell(
         interpreter(settings, root),
-        config.offline_environment(),
+        variables.offline(),
         sandboxes.choose(settings.sandbox),
         Limits(memory_gb=settings.memory_gb),
-        (config.kernels_directory(),),
+        (variables.kernels_directory(),),
     )
 
 
@@ -208,7 +220,7 @@ def kit(workspace: Workspace, settings: Config, namespace: str) -> Kit:
         max_usd=settings.max_usd_per_trial,
         model=settings.model,
         base_url=settings.base_url,
-        environment=config.person_environment(),
+        environment=variables.of_user(),
         transcripts=workspace.trials,
         scratch=workspace.worktrees,
         namespace=namespace,
@@ -250,7 +262,7 @@ def prepare(files: Mapping[str, bytes], python: Path, *, quiet: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as directory:
         (Path(directory) / "prepare.py").write_bytes(files["prepare.py"])
         command = [str(python), "prepare.py"]
-        environment = config.prepare_environment()
+        environment = variables.for_prepare()
         if process.run_attached(command, Path(directory), environment, shielded=True, to_stderr=quiet):
             raise UserError("the data is not ready: do what prepare.py says above, then run this again")
 

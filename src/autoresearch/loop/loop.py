@@ -64,6 +64,7 @@ def recorded_stop(stages: Stages, tag: str) -> Iterator[None]:
         raise
     finally:
         stages.executor.end_leftovers()
+        stages.executor.close()
 
 
 def _run_campaign(

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from autoresearch.base import atomic
 from autoresearch.base.errors import EndRun
 from autoresearch.executors import disturbance
 from autoresearch.executors.run_output import CURVE_SECONDS, Tail
 from autoresearch.executors.sandbox.watch import FILLED_BY_OTHERS
 from autoresearch.grading.clock import answer_per_row, first_answer_seconds, longest_training, training_seconds, void
 from autoresearch.grading.grader import memory_gb, printed_summary
-from autoresearch.grading.interface import Session
 from autoresearch.judging import pruning
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import RunEnded, RunStarted
@@ -23,6 +23,7 @@ from autoresearch.ledger.records import (
     Crash,
     CrashKind,
     Graded,
+    Grading,
     Invalid,
     Load,
     Place,
@@ -32,6 +33,7 @@ from autoresearch.ledger.records import (
     RunResult,
     Score,
     Status,
+    Worth,
 )
 from autoresearch.loop.stages import Stages
 
@@ -56,21 +58,22 @@ def run_once(
     `number` gives the number of a trial's next run, `place` is the part of the machine that it may use.
 
     A run that something disturbs is ended, recorded, set aside and made again: twice at once, then whenever the machine
-    is quiet. After the policy's `quiet_seconds` of that, the next run counts, disturbed or not.
+    is quiet. After the policy's `quiet_seconds` of that, the next run counts, disturbed or not. A run whose machine was
+    lost is set aside too. If `place` is on that machine, the trial comes back without it, to be run elsewhere.
     """
     seed = FIRST_SEED + len(trial.runs) if seed is None else seed
     patience = math.inf
     while True:
         if trial.disturbed:
             stages.workspace.check_space(stages.min_free_gb)
-        if sum(run.seed == seed and run.purpose is purpose for run in trial.disturbed) > AGAIN:
+        if sum(run.seed == seed and run.purpose is purpose for run in trial.disturbed if not run.lost) > AGAIN:
             patience = min(patience, time.monotonic() + stages.policy.quiet_seconds)
             wait_for_quiet(stages, trial, patience)
         is_last = time.monotonic() >= patience or was_never_quiet(campaign)
         request = requested(stages, campaign, trial, number(trial), seed, place)
         ended = _run(stages, campaign, trial, purpose, request, is_last=is_last)
         trial = trial.having(ended)
-        if not ended.set_aside:
+        if not ended.set_aside or (ended.lost and place != ANYWHERE):
             return trial
 
 
@@ -114,25 +117,29 @@ def _run(
     stages.record(RunStarted(trial.number, run, request.seed, purpose))
     unfinished = unscored(stages, trial, request, purpose)
 
-    def wants_holdout(score: Score) -> bool:
+    def weigh(score: Score) -> Worth:
         if purpose is not Purpose.TRIAL:
-            return purpose is Purpose.CONFIRM
+            return Worth(holdout=purpose is Purpose.CONFIRM, model=False)
         scored = replace(trial, runs=(*trial.runs, replace(unfinished, score=score)))
-        return stages.judge.decide(campaign, scored).status is Status.KEEP
+        decision = stages.judge.decide(campaign, scored)
+        kept = decision.status is Status.KEEP
+        return Worth(holdout=kept, model=kept or decision.rerun or len(scored.scores) < trial.proposed.seeds)
 
-    session = stages.grader.session(request, wants_holdout)
     is_first = purpose is Purpose.TRIAL and not trial.runs and campaign.incumbent is not None
     hopeless = band(stages, campaign) if is_first and stages.prune else pruning.Band()
     listener = _Listener(stages, trial, hopeless, gives_up=not is_last)
-    result = stages.executor.run(request, listener, session.serve)
+    result = stages.executor.run(request, listener, weigh)
+    assert result.grading is not None, "an executor grades what it runs"
     stages.progress(trial.number, RunEvent("ended", result.wall_seconds, {}))
-    ended = listener.marked(run_record(stages, campaign, unfinished, session, result))
-    reason = listener.disturbed or disturbed(stages, trial, ended, result, session.clock(result))
+    ended = listener.marked(run_record(stages, campaign, unfinished, result, result.grading))
+    reason = listener.disturbed or disturbed(stages, trial, ended, result, result.grading.clock)
     ended = replace(ended, disturbed=reason, set_aside=reason is not None and not is_last)
-    if request.baseline and purpose is Purpose.TRIAL and (slow := overran(stages, ended)):
+    if result.lost:
+        ended = replace(unfinished, wall_seconds=result.wall_seconds, lost=result.lost, set_aside=True)
+    elif request.baseline and purpose is Purpose.TRIAL and (slow := overran(stages, ended)):
         ended = once_more(trial, ended, slow)
-    if purpose is Purpose.TRIAL and not ended.set_aside:
-        session.keep_answers(stages.workspace.answers(trial.number, run))
+    if purpose is Purpose.TRIAL and not ended.set_aside and result.grading.answers:
+        atomic.write(stages.workspace.answers(trial.number, run), result.grading.answers)
     stages.record(ended)
     if purpose is not Purpose.TRIAL or ended.set_aside:
         stages.workspace.drop_checkpoints(trial.number, run)  # those of the run that selected it are enough
@@ -272,10 +279,10 @@ def unscored(stages: Stages, trial: Trial, request: RunRequest, purpose: Purpose
 
 
 def run_record(
-    stages: Stages, campaign: Campaign, unfinished: RunEnded, session: Session, result: RunResult
+    stages: Stages, campaign: Campaign, unfinished: RunEnded, result: RunResult, grading: Grading
 ) -> RunEnded:
     """The record of a finished run: its score, unless its time or a frozen file says otherwise."""
-    outcome, clock, summary = session.outcome(result), session.clock(result), printed_summary(result.log_tail)
+    outcome, clock, summary = grading.outcome, grading.clock, printed_summary(result.log_tail)
     graded = outcome if isinstance(outcome, Graded) else None
     invalid = outcome.reason if isinstance(outcome, Invalid) else None
     if graded:
@@ -303,7 +310,7 @@ def run_record(
         answer_per_row=answer_per_row(clock),
         memory_gb=memory_gb(summary),
         summary=summary,
-        environment=session.environment(result),
+        environment=grading.environment,
         log=stages.workspace.relative(result.log_path),
         curve=stages.workspace.relative(result.curve_path),
         steps=result.steps or None,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from autoresearch.base.errors import UserError
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Place, Purpose, RunEvent, Wanted
 from autoresearch.loop.run import run_once
@@ -38,7 +35,7 @@ class Slots:
     def __init__(self, stages: Stages) -> None:
         self._stages = replace(stages, progress=self._hear)
         self._tell = stages.progress
-        self._free = list(stages.places)
+        self._places = stages.places()
         self._flights: list[Flight] = []
         self._numbers: dict[int, int] = {}  # the next run's of each trial
         self._lock = threading.Lock()
@@ -58,7 +55,8 @@ class Slots:
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        """How many more runs can start now."""
+        return len(self._free())
 
     @property
     def flights(self) -> Sequence[Flight]:
@@ -75,7 +73,7 @@ class Slots:
 
     def start(self, campaign: Campaign, trial: Trial, purpose: Purpose, seed: int) -> None:
         """Start a run in a free slot."""
-        flight = Flight(trial.number, purpose, seed, self._free.pop(0))
+        flight = Flight(trial.number, purpose, seed, self._free()[0])
         flight.thread = threading.Thread(target=self._fly, args=(flight, campaign, trial), name="run", daemon=True)
         self._flights.append(flight)
         flight.thread.start()
@@ -85,20 +83,26 @@ class Slots:
         landed = [each for each in self._flights if not each.thread.is_alive()]
         for flight in landed:
             self._flights.remove(flight)
-            self._free.append(flight.place)
         for flight in landed:
             if flight.error is not None:
                 raise flight.error
         return bool(landed)
 
+    def _free(self) -> list[Place]:
+        free = list(self._places)
+        for flight in self._flights:
+            if flight.place in free:  # otherwise its machine is gone
+                free.remove(flight.place)
+        return free
+
     def wait(self, seconds: float) -> None:
-        """Wait for a run to end, or for some seconds."""
+        """Wait for a run to end, or for some seconds. Then see which places there are."""
         self._news.wait(seconds)
         self._news.clear()
+        self._places = self._stages.places()
 
     def _fly(self, flight: Flight, campaign: Campaign, trial: Trial) -> None:
         try:
-            confine(flight.place)
             run_once(self._stages, campaign, trial, flight.purpose, flight.seed, self._number, flight.place)
         except BaseException as error:  # raised again in the loop's own thread
             flight.error = error
@@ -115,35 +119,3 @@ class Slots:
             number = max(self._numbers.get(trial.number, 0), len(trial.every_run))
             self._numbers[trial.number] = number + 1
             return number
-
-
-def confine(place: Place) -> None:
-    """Keep this thread, and all that it starts, to a place's processors, where the system can do that."""
-    if place.processors and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):  # some of them went away
-            os.sched_setaffinity(0, place.processors)
-
-
-def places(wanted: int | str, gpus: int) -> tuple[Place, ...]:
-    """The parts of this machine for so many slots: a GPU each, or else equal shares of the processors.
-
-    A single slot has the whole machine. "auto" is one slot for each GPU, or one.
-
-    Raises:
-        UserError: there are not so many GPUs or processors.
-    """
-    count = max(gpus, 1) if isinstance(wanted, str) else wanted
-    if count == 1:
-        return (Place(),)
-    if gpus and count > gpus:
-        raise UserError(
-            f"{count} slots need {count} GPUs, but there are {gpus}: set `slots` to {gpus} or less, or auto"
-        )
-    if gpus:
-        return tuple(Place(gpu=number) for number in range(count))
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    every, share = sorted(usable), len(usable) // count
-    if not share:
-        raise UserError(f"{count} slots need {count} processors, but there are {len(every)}: set `slots` to less")
-    shares = [every[number * share : (number + 1) * share] for number in range(count)]
-    return tuple(Place(processors=tuple(each)) for each in shares)

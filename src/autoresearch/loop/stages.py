@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from autoresearch.base.errors import UserError
 from autoresearch.executors.interface import Executor
-from autoresearch.grading.interface import Grader
 from autoresearch.judging.interface import Judge
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign, Trial
@@ -58,7 +57,8 @@ class Stages:
     `program` and `guidance` read the user's texts again for each proposal. `prepare` makes the data of a commit's files
     ready. `examine` says why a kept trial's model is not the one that was graded; None if it is. `redact` removes keys
     from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on,
-    `preset` the sizes the lab was created with. `places` are the slots in which runs are side by side.
+    `preset` the sizes the lab was created with. `places` gives the slots, in which runs are side by side:
+    in a cluster they come and go.
     """
 
     workspace: Workspace
@@ -67,7 +67,6 @@ class Stages:
     researcher: Researcher
     fallback: Researcher | None
     executor: Executor
-    grader: Grader
     judge: Judge
     policy: Policy
     archive: Archive
@@ -86,7 +85,7 @@ class Stages:
     examine: Callable[[Trial], str | None]
     announce: Callable[[Event], None]
     progress: Callable[[int, RunEvent], None]
-    places: tuple[Place, ...] = (Place(),)
+    places: Callable[[], tuple[Place, ...]] = lambda: (Place(),)
     recording: threading.RLock = field(default_factory=threading.RLock)
 
     def record(self, event: Event) -> None:

@@ -53,7 +53,7 @@ def begin(stages: Stages, tag: str, dirty: Collection[str] = ()) -> None:
     publish_older(stages, campaign)
     stages.prepare(stages.workspace.files(campaign.started.base))
     if campaign.classes():
-        comparability.check(campaign, stages.device, stages.grader.fingerprints())
+        comparability.check(campaign, stages.device, stages.executor.grader.fingerprints())
 
 
 def check_researcher(stages: Stages, tag: str) -> None:
@@ -98,7 +98,7 @@ def new_campaign(stages: Stages, tag: str, dirty: Collection[str]) -> CampaignSt
         sandbox=stages.executor.sandbox,
         frozen_sha256=stages.frozen_sha256(stages.workspace.files(base)),
         budget_seconds=stages.budget_seconds,
-        grader=stages.grader.name,
+        grader=stages.executor.grader.name,
         preset=stages.preset,
     )
 

@@ -32,7 +32,7 @@ from autoresearch.ledger.events import (
     TrialProposed,
     Verdict,
 )
-from autoresearch.ledger.records import Outcome, Purpose, RunEvent, Status
+from autoresearch.ledger.records import NEWS, Outcome, Purpose, RunEvent, Status
 from autoresearch.ledger.report import Row, one_line, plain, row_of, shorten, usual_seconds
 from autoresearch.views.lines import about, label, say, set_up, verdict_line
 
@@ -134,7 +134,10 @@ class LiveView:
             self._live = None
 
     def progress(self, trial: int, run_event: RunEvent) -> None:
-        """Receive one line of the current run; called several times a second."""
+        """Receive one line of the current run; called several times a second. News of machines are of no trial."""
+        if run_event.name == NEWS:
+            self._tell(Text(one_line(str(run_event.values["text"])), "yellow"))
+            return
         with self._lock:
             work = self._works[trial] = (self._works.get(trial) or self._begin(trial)).heard(run_event)
         if not self._on_terminal and self._clock() - self._spoke >= QUIET_SECONDS:

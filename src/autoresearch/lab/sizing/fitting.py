@@ -16,8 +16,9 @@ import psutil
 
 from autoresearch.base import atomic, process
 from autoresearch.base.errors import UserError
+from autoresearch.executors import hardware
 from autoresearch.grading.protocol import ENTRY
-from autoresearch.lab import hardware, presets
+from autoresearch.lab import presets
 from autoresearch.lab.sizing import planner, stopwatch
 from autoresearch.lab.sizing.planner import Goal, Measurement, Plan, Row, Setting
 from autoresearch.lab.workspace import Workspace

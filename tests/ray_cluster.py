@@ -1,0 +1,73 @@
+"""A real Ray cluster for tests: several node processes on this machine, and a driver in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from autoresearch.executors.cluster import site
+from autoresearch.executors.interface import Equipment, Order
+
+os.environ.update(site.QUIET)
+
+
+@contextlib.contextmanager
+def cluster(cache: Path, *nodes: str, memory: int | None = None) -> Iterator[Cluster]:
+    """A head without processors, and nodes of one processor each. All have the same cache, as on a shared disk."""
+    options = {"object_store_memory": memory} if memory else {}
+    head: dict[str, Any] = {"num_cpus": 0, "include_dashboard": False, "node_name": "head", **options}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for name in nodes:
+            add(made, cache, name)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def add(to: Cluster, cache: Path, name: str, **variables: str) -> Any:
+    """One more node."""
+    surroundings = {"AUTORESEARCH_CACHE": str(cache), **variables}
+    return to.add_node(num_cpus=1, num_gpus=0, node_name=name, env_vars=surroundings)
+
+
+def order(lab: Path, address: str, told: list[str], equipment: Equipment, **changes: Any) -> Order:
+    """What `autoresearch run` would order for a lab."""
+    made = Order(
+        equipment=equipment,
+        runs=lab / ".autoresearch" / "trials",
+        namespace=f"lab:{lab}:",
+        python=Path(sys.executable),
+        python_there=None,
+        lab=lab.parent.name,
+        slots="auto",
+        address=address,
+        gpus_per_run=0,
+        cpus_per_run=1,
+        device=None,
+        sandbox=None,
+        tell=told.append,
+    )
+    return replace(made, **changes)
+
+
+def until(is_so: Callable[[], object], what: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"it did not come to that: {what}"
+        time.sleep(0.05)
+
+
+def plain(text: str) -> Equipment:
+    """What a lab wants whose runs report their own score."""
+    return Equipment(text, graded=False, sandbox="none")
