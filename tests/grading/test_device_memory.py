@@ -220,6 +220,15 @@ def test_the_memory_is_not_spoken_of_before_grading(lab: GradingLab) -> None:
     liar.end()
 
 
+def test_the_grader_works_on_the_gpu_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    for number in (None, 0, 3):
+        memory.work_on(number)
+    assert used == [0, 3]
+
+
 # ---- in a sandbox
 
 

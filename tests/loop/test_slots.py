@@ -309,13 +309,17 @@ def test_each_run_has_its_own_processors_and_as_many_threads(wide: Path) -> None
     assert len(os.sched_getaffinity(0)) >= 2, "this program itself keeps them all"
 
 
-def test_a_gpu_of_its_own_is_all_that_a_run_sees(wide: Path) -> None:
+@pytest.mark.parametrize(("visible", "seen"), [(None, ["GPU 0", "GPU 1"]), ("5,GPU-3f", ["GPU 5", "GPU GPU-3f"])])
+def test_a_gpu_of_its_own_is_all_that_a_run_sees(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, seen: list[str]
+) -> None:
+    """One of those that the user lets this program see."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     tell = "import os\nprint('GPU', os.environ['CUDA_VISIBLE_DEVICES'])\n"
     lines = [Proposal(f"X to {x}", {"train.py": tell + edited(X=x, SLEEP=0.5)}) for x in (2.5, 2.0)]
     parts = stages(wide, researcher=Side(*lines), places=(Place(gpu=0), Place(gpu=1)))
     run_campaign(parts, "t", until_made(2))
     logs = [(wide / trial.runs[0].log).read_text() for trial in campaign(wide).trials[1:]]
-    assert sorted(next(line for line in log.splitlines() if line.startswith("GPU")) for log in logs) == [
-        "GPU 0",
-        "GPU 1",
-    ]
+    assert sorted(next(line for line in log.splitlines() if line.startswith("GPU")) for log in logs) == seen

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -34,6 +35,7 @@ LEFT = (LOG, CURVE, EVENTS, CHECKPOINT)  # files of a run that are kept
 MOST_EVENTS = 1_000  # per run; an honest run has a handful
 NO_LIMITS = Limits()
 SCRATCH = "scratch"
+GPUS = "CUDA_VISIBLE_DEVICES"
 COMPILED = "compiled"
 # Without this, every start traces the model again: PyTorch's cache refuses custom autograd functions unless it is told
 # that they are pure, as those of train.py are.
@@ -163,7 +165,7 @@ class LocalExecutor:
 
         environment = run_environment(self.environment, directory, request.seed)
         environment |= {name: str(directory / COMPILED / name.lower()) for name in COMPILERS}
-        environment |= TRACE_CACHE | channel.environment | placed(request.place)
+        environment |= TRACE_CACHE | channel.environment | placed(request.place, environment)
         try:
             ended = process.run_group(
                 self.confinement.command([str(self.python), ENTRY], rules),
@@ -194,9 +196,14 @@ def graded(session: Session, result: RunResult) -> Grading:
     return Grading(session.outcome(result), session.clock(result), session.environment(result), session.answers())
 
 
-def placed(place: Place) -> dict[str, str]:
-    """The variables that keep a run to its slot's part of the machine. A thread's processors are inherited."""
-    gpu = {"CUDA_VISIBLE_DEVICES": str(place.gpu)} if place.gpu is not None else {}
+def placed(place: Place, environment: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The variables that keep a run to its slot's part of the machine. A thread's processors are inherited.
+
+    If the user's `environment` shows only some GPUs, a place's number counts those.
+    """
+    visible = [name for name in environment.get(GPUS, "").split(",") if name]
+    number = place.gpu
+    gpu = {} if number is None else {GPUS: visible[number] if visible else str(number)}
     return gpu | ({"OMP_NUM_THREADS": str(len(place.processors))} if place.processors else {})
 
 

@@ -64,6 +64,7 @@ class TrustedGrader:
         from autoresearch.grading import memory, scoring
 
         data = self.data()
+        memory.work_on(request.place.gpu)
         check_speed(data, request, scoring.seconds_per_row(data.context, data.vocabulary))
         read_ahead(data.train[0])
         return TrustedSession(
@@ -112,7 +113,10 @@ class TrustedSession:
 
     def serve(self, channel: socket.socket) -> None:
         """Answer until the run hangs up, or does something that ends its grading."""
+        from autoresearch.grading.memory import work_on
+
         self.started = time.monotonic()
+        work_on(self.request.place.gpu)  # this is another thread than the one that made it
         try:
             while self.problem is None:
                 self._answer(channel, receive(channel)[0])

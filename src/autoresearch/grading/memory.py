@@ -108,9 +108,15 @@ def offer(size: int) -> Offer | None:
     return None
 
 
+def work_on(number: int | None) -> None:
+    """Let this thread use the GPU with that number, the one that its run has, if it is given."""
+    if number is not None and torch.cuda.is_available():
+        torch.cuda.set_device(number)
+
+
 def working_device() -> torch.device:
-    """The GPU, if there is one that works, because at a large vocabulary a CPU takes minutes. After some errors a GPU
-    no longer works in this process."""
+    """This thread's GPU, if there is one that works, because at a large vocabulary a CPU takes minutes. After some
+    errors a GPU no longer works in this process."""
     if not torch.cuda.is_available():
         return CPU
     try:

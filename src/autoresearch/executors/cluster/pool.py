@@ -115,6 +115,7 @@ class Pool:
         room, wanted = sum(each.room for each in usable), self._order.slots
         if isinstance(wanted, int) and wanted > room:
             raise UserError(f"{wanted} slots are more than the {room} that the cluster has room for: {self._told()}")
+        self._looked = 0.0
         self._order.tell(f"cluster: {room} slot{'s' * (room > 1)} of [{self.device}] on {len(usable)} machine(s)")
 
     def places(self) -> tuple[Place, ...]:
