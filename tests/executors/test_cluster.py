@@ -238,9 +238,16 @@ def test_a_machine_of_another_class_is_named_and_avoided(lab: Path, cluster: Any
 # ---------------------------------------------------------------- the driver
 
 
-def started(lab: Path, cluster: Any, *options: str) -> subprocess.Popen[str]:
+def started(lab: Path, cluster: Any, *options: str, **environment: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), *options]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, **pipes, env={**os.environ, **environment})
+
+
+def searched_before(lab: Path) -> Campaign:
+    found = Ledger(lab / ".autoresearch/ledger.jsonl").campaign()
+    assert found is not None
+    return found
 
 
 def settings(lab: Path, **values: object) -> None:
@@ -298,6 +305,24 @@ def test_ctrl_c_once_lets_the_run_finish_and_twice_ends_it(lab: Path, cluster: A
         assert driver.returncode == (0 if presses == 1 else 130), out
         assert len([each for each in trials(lab) if each.verdict]) >= verdicts, out
         ray_cluster.until(lambda: not runs_of_any_lab(), "no run is left", 20)
+
+
+def test_a_cluster_whose_head_is_lost_ends_the_loop_in_a_sentence_and_the_next_one_continues(
+    lab: Path, cache: Path
+) -> None:
+    settings(lab, cpus_per_run=1, max_disturbance=1.0)
+    who = script(lab, 30.0, 2.0)
+    with ray_cluster.cluster(cache, "one") as made:
+        driver = started(lab, made, "--researcher", who, RAY_ADDRESS=made.address)
+        ray_cluster.until(lambda: len(trials(lab)) > 1 and runs_of_any_lab(), "a run of the first trial")
+        made.head_node.kill_gcs_server()
+        out, _ = driver.communicate(timeout=150)
+    assert driver.returncode == 1, out
+    assert "the head of the Ray cluster is gone" in out.strip().splitlines()[-1]
+    ray_cluster.until(lambda: not runs_of_any_lab(), "no run is left", 30)
+    with ray_cluster.cluster(cache, "one") as made:
+        out, _ = started(lab, made, "--researcher", who, RAY_ADDRESS=made.address).communicate(timeout=120)
+    assert judged(searched_before(lab)) == {"baseline": Status.KEEP, "X to 2.0": Status.KEEP}, out
 
 
 # ---------------------------------------------------------------- one sentence

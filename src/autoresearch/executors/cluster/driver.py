@@ -124,7 +124,7 @@ class Flight:
     def result(self) -> RunResult:
         """Raises one of `LOST` if the worker is gone or cannot do it, and what `progress` and `weigh` raise."""
         worker = self.slot.worker
-        ran = worker.run.remote(wire.packed(self.request))
+        ran = worker.run.remote(*wire.parts(wire.packed(self.request)))
         try:
             ended = self._followed(ran)
         except BaseException:
@@ -133,6 +133,7 @@ class Flight:
         if ended.model is not None and self.wants_model:
             self._fetch(ended.model)
         worker.clear.remote(self.request.run_id)
+        ended.environment["machine"] = self.slot.name
         return wire.result(ended, str(self.directory / LOG), str(self.directory / CURVE))
 
     def _followed(self, ran: Any) -> wire.Ended:

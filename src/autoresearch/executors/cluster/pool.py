@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoresearch.base.errors import UserError
 from autoresearch.executors import machine
-from autoresearch.executors.cluster import wire
+from autoresearch.executors.cluster import site, wire
 from autoresearch.executors.cluster.wire import Found, Plan
 from autoresearch.executors.cluster.worker import Worker, versions
 from autoresearch.executors.interface import Order
@@ -27,6 +27,7 @@ from autoresearch.ledger.records import Place
 LOOK_SECONDS = 2.0  # between two looks at the cluster
 SETTLE_SECONDS = 20.0  # for which the others are waited for once a machine is ready
 WAITING_SECONDS = 30.0  # until it is said which machine is waited for
+HEADLESS_SECONDS = 20.0  # for which the head may be silent
 MOST_LOSSES = 3  # runs in a row that are lost on a machine before it is avoided
 AT_ONCE = 8  # calls of a worker that are answered at the same time
 WORDS = 200  # characters of an error
@@ -41,8 +42,9 @@ LOST = (RayError, TimeoutError, CannotError)  # what is raised if a worker or it
 
 @dataclass(eq=False)
 class Slot:
-    """A worker on a machine. `found` is None until it has answered."""
+    """A worker on the machine `name`. `found` is None until it has answered."""
 
+    name: str
     place: Place
     worker: Any
     asked: Any
@@ -79,6 +81,7 @@ class Pool:
         self._looked = 0.0
         self._was_usable = self._is_empty = False
         self._known: tuple[Place, ...] = ()
+        self._answered, self._nodes_known = time.monotonic(), list[dict[str, Any]]()
 
     # ------------------------------------------------------------ what there is
 
@@ -116,7 +119,9 @@ class Pool:
         if isinstance(wanted, int) and wanted > room:
             raise UserError(f"{wanted} slots are more than the {room} that the cluster has room for: {self._told()}")
         self._looked = 0.0
-        self._order.tell(f"cluster: {room} slot{'s' * (room > 1)} of [{self.device}] on {len(usable)} machine(s)")
+        room = min(room, wanted) if isinstance(wanted, int) else room
+        where = f"{len(usable)} machines" if len(usable) > 1 else usable[0].name
+        self._order.tell(f"cluster: {room} slot{'s' * (room > 1)} of [{self.device}] on {where}")
 
     def places(self) -> tuple[Place, ...]:
         """The places where a run can start now, in the same order as long as they are there.
@@ -170,8 +175,7 @@ class Pool:
         with self._lock:
             ray.kill(slot.worker)
             each = self._machines.get(slot.place.node)
-            name = each.name if each else slot.place.node[:6]
-            why = f"the run's worker on {name} was lost ({in_short(error)})"
+            why = f"the run's worker on {slot.name} was lost ({in_short(error)})"
             if each:
                 each.slots = [other for other in each.slots if other is not slot]
                 each.losses += 1
@@ -186,7 +190,7 @@ class Pool:
     def _look(self) -> None:
         """See which machines there are, ask new ones, and hear what those that were asked have answered."""
         self._looked = time.monotonic()
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = self._nodes()
         living = {each["NodeID"]: each for each in nodes if each["Alive"]}
         for node in set(self._machines) - set(living):
             gone = self._machines.pop(node)
@@ -197,7 +201,25 @@ class Pool:
                 self._machines[node] = self._met(node, facts)
         for each in self._machines.values():
             self._hear(each)
+        for each in self._machines.values():
             self._fill(each)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """What Ray says of its nodes, or said last: it ends this program if its head does not answer for a minute.
+
+        Raises:
+            UserError: the head has not answered for some time.
+        """
+        now = time.monotonic()
+        try:
+            site.check(ray.get_runtime_context().gcs_address)
+        except UserError as error:
+            if now - self._answered > HEADLESS_SECONDS:
+                raise UserError(f"the head of the Ray cluster is gone ({error}), then run this again") from error
+            return self._nodes_known
+        self._answered = now
+        self._nodes_known = ray.nodes()  # type: ignore[no-untyped-call]
+        return self._nodes_known
 
     def _met(self, node: str, facts: dict[str, Any]) -> Machine:
         resources, order = facts["Resources"], self._order
@@ -217,12 +239,13 @@ class Pool:
         return met
 
     def _fill(self, each: Machine) -> None:
-        """Make the slots that a machine has room for. The first one prepares the data for all."""
+        """Make the slots that a machine has room for, and that are wanted. The first one prepares the data for all."""
         if each.problem is not None:
             return
         most = each.room if self._first(each) else 1
         for share in sorted(set(range(most)) - {slot.place.share for slot in each.slots}):
-            if self._first(each) or not each.slots:
+            made, wanted = sum(len(other.slots) for other in self._machines.values()), self._order.slots
+            if (self._first(each) or not each.slots) and (not isinstance(wanted, int) or made < wanted):
                 each.slots.append(self._asked(each, share))
 
     def _asked(self, each: Machine, share: int) -> Slot:
@@ -232,7 +255,7 @@ class Pool:
         actor: Any = ray.remote(Worker)
         worker = actor.options(scheduling_strategy=on, **each.options).remote()
         asked = worker.survey.remote(wire.packed(plan))
-        return Slot(Place(node=each.node, share=share), worker, asked, time.monotonic())
+        return Slot(each.name, Place(node=each.node, share=share), worker, asked, time.monotonic())
 
     def _hear(self, each: Machine) -> None:
         for slot in [slot for slot in each.slots if slot.found is None]:

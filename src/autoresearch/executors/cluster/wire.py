@@ -197,6 +197,10 @@ def result(told: Ended, log: str, curve: str) -> RunResult:
     )
 
 
+def parts(text: bytes) -> list[bytes]:
+    return [text[at : at + PART] for at in range(0, len(text), PART)]
+
+
 def packed(each: RunRequest | Plan | Found | Worth) -> bytes:
     return _json(each)
 

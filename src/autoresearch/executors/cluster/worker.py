@@ -85,11 +85,11 @@ class Worker:
 
     # ------------------------------------------------------------ a run
 
-    def run(self, request: bytes) -> None:
-        """Carry out a run. What becomes of it is told by `news`."""
+    def run(self, *request: bytes) -> None:
+        """Carry out a run, which comes in parts. What becomes of it is told by `news`."""
         made = self._executor
         assert made is not None, "the machine was surveyed before"
-        wanted = replace(wire.request(request), place=self._place())
+        wanted = replace(wire.request(b"".join(request)), place=self._place())
         with self._news:
             self._told, self._sent, self._stop = b"", dict.fromkeys(FILES, 0), None
         self._answers = queue.Queue()
