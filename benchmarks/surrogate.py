@@ -99,6 +99,7 @@ def is_setting(source: str) -> bool:
     return ast.dump(ast.parse(constants.replace(base, shared))) == ast.dump(ast.parse(source))
 
 
+@functools.lru_cache(maxsize=512)
 def described(source: str) -> Program:
     changed = constants.changes(baseline()[0], source)
     inside = expressions(source)

@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from autoresearch.executors.cluster import site
+from autoresearch.executors.cluster import joining
 from autoresearch.executors.interface import Equipment, Order
 
-os.environ.update(site.QUIET)
+os.environ.update(joining.QUIET)
 
 
 @contextlib.contextmanager

@@ -378,8 +378,8 @@ def test_a_second_driver_on_the_same_lab(lab: Path, cluster: Any) -> None:
     site = joined(lab, cluster)
     script = (
         "import sys, ray_cluster, pathlib\n"
-        "from autoresearch.executors.cluster import site\n"
-        "site.RELEASE_SECONDS = 2.0\n"
+        "from autoresearch.executors.cluster import joining, site\n"
+        "joining.RELEASE_SECONDS = 2.0\n"
         f"lab = pathlib.Path({str(lab)!r})\n"
         f"site.there(ray_cluster.order(lab, {cluster.address!r}, [], ray_cluster.plain('')))\n"
     )

@@ -15,7 +15,7 @@ from autoresearch.base.errors import Exhausted, NoProposal, UserError
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event, FileSaved, ProposalRefused, RunStarted, Stopped
 from autoresearch.ledger.records import CrashKind, Decision, Proposal, Status
-from autoresearch.loop import desk
+from autoresearch.loop.asking import desk
 from autoresearch.loop.loop import run_campaign
 from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief

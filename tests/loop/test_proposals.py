@@ -16,7 +16,7 @@ from autoresearch.base.errors import Exhausted, NoProposal, UserError
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import Event, GuidanceGiven, ProposalRefused, RunStarted, TrialProposed
 from autoresearch.ledger.records import CrashKind, Proposal, Purpose, Status
-from autoresearch.loop import desk
+from autoresearch.loop.asking import desk
 from autoresearch.loop.loop import run_campaign
 from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief

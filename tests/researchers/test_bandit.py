@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoresearch.researchers.builtin.bandit import Belief, beliefs, levels
+from autoresearch.researchers.builtin.bandit import Belief, beliefs
 from autoresearch.researchers.builtin.history import Move, Past
 
 UP, DOWN = Move("RATE up", "learning rate"), Move("RATE down", "learning rate")
@@ -46,18 +46,6 @@ def test_moves_that_are_made_together_add_up() -> None:
     assert abs(pair.mean + 0.005) < 1e-12
 
 
-def test_the_luck_of_a_keep_is_seen_through_by_what_came_after_it() -> None:
-    """Trial 1 seemed to gain 2 %; six trials on top of it gain as much again, or are all back at the start."""
-
-    def with_later(level: float) -> list[Past]:
-        later = [past(n, level, Move(f"m{n}", f"k{n}"), before=(1,), base=-0.02) for n in range(2, 8)]
-        return [past(1, -0.02, UP), *later]
-
-    confirmed, lucky = (levels(with_later(level), [1], 0.01)[1] for level in (-0.04, 0.0))
-    assert confirmed < lucky
-
-
 def test_crashes_and_an_empty_past_are_no_obstacle() -> None:
-    assert levels([], [0], NOISE) == {0: 0.0}
     assert beliefs([past(1, None, UP)], [], NOISE, seed=0) == []
     assert believed([past(1, None, UP)], UP)[0].mean == 0

@@ -9,12 +9,12 @@ import time
 import pytest
 
 from autoresearch.base.errors import Exhausted, UserError
-from autoresearch.ledger.records import CrashKind, Proposal, Status
+from autoresearch.ledger.records import CrashKind, Proposal, Start, Status
 from autoresearch.researchers.builtin.bench import single_move
 from autoresearch.researchers.builtin.deck import DECK
-from autoresearch.researchers.builtin.history import moves_of, pasts_of
+from autoresearch.researchers.builtin.history import moves_of
 from autoresearch.researchers.builtin.researcher import BuiltinResearcher
-from autoresearch.researchers.interface import Archive, Brief, Failure, Kit
+from autoresearch.researchers.interface import Brief, Failure, Kit
 from autoresearch.researchers.source import constants
 from campaigns import Files, after, begun, driven, run_of
 from lab_files import LAB
@@ -225,37 +225,26 @@ def test_a_structure_that_also_sets_a_constant_is_no_move_of_that_constant() -> 
 # ---------------------------------------------------------------- plateaus and crashes
 
 
-def on_a_plateau(trials: int) -> tuple[Brief, dict[int, Files]]:
-    """A campaign in which the first moves were kept and nothing after them, with what each trial ran with."""
+def on_a_plateau(trials: int) -> Brief:
+    """A campaign in which the first moves were kept and nothing after them."""
     brief = start()
-    ran: dict[int, Files] = {0: brief.files}
     for number in range(1, trials + 1):
         proposal = BuiltinResearcher().propose(brief)
-        ran[number] = {**brief.files, **proposal.files}
         brief = after(brief, proposal, 1.1 - number / 100 if number < 4 else 1.2)
-    return brief, ran
-
-
-def test_a_plateau_leads_back_to_an_earlier_keep() -> None:
-    brief, ran = on_a_plateau(13)
-    proposal = BuiltinResearcher().propose(dataclasses.replace(brief, archive=Archive(files=lambda n: ran[n])))
-    assert proposal.note["rewound"] in (0, 1, 2)
-    assert proposal.idea.startswith("back to trial ")
-    assert "rewound" not in BuiltinResearcher().propose(brief).note  # where nothing is archived
-
-
-def test_a_rewound_trial_counts_without_what_was_taken_back() -> None:
-    brief, ran = on_a_plateau(13)
-    brief = dataclasses.replace(brief, archive=Archive(files=lambda n: ran[n]))
-    proposal = BuiltinResearcher().propose(brief)
-    last = pasts_of(after(brief, proposal, 1.0).campaign)[-1]
-    assert last.chain == (*range(1, int(str(proposal.note["rewound"])) + 1), 14)
+    return brief
 
 
 def test_a_plateau_leads_to_a_structure_that_was_not_tried() -> None:
-    brief, _ = on_a_plateau(11)
+    brief = on_a_plateau(11)
     proposal = BuiltinResearcher().propose(brief)
     assert proposal.note["deck"] not in note(brief, "deck")
+
+
+def test_it_starts_from_whatever_program_it_is_given() -> None:
+    brief = on_a_plateau(6)
+    other = constants.replace(SHIPPED, {"MATRIX_LR": 0.017})
+    proposal = BuiltinResearcher().propose(dataclasses.replace(brief, files={"train.py": other}, start=Start(2, "")))
+    assert constants.find(proposal.files["train.py"])["MATRIX_LR"].text in ("0.017", proposal.note.get("to"))
 
 
 def crashed(kind: CrashKind, source: str = SHIPPED) -> Brief:

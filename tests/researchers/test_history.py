@@ -52,7 +52,7 @@ def test_levels_are_relative_to_the_baseline_and_changes_to_the_parent() -> None
     assert (third.level, third.change, third.crashed) == (None, None, True)
 
 
-def test_a_rewound_trial_stands_on_the_earlier_keep() -> None:
+def test_a_rewound_trial_of_an_older_ledger_stands_on_the_earlier_keep() -> None:
     brief = tried(tried(tried(start(), 1.9, UP), 1.8, SMEAR), 1.7, UP, rewound=1)
     assert pasts_of(brief.campaign)[-1].chain == (1, 3)
 

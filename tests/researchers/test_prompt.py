@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresearch.ledger.events import ProposalRefused
-from autoresearch.ledger.records import CrashKind, Proposal
+from autoresearch.ledger.records import CrashKind, Proposal, Start
 from autoresearch.researchers.interface import Brief, Failure
 from autoresearch.researchers.prompt import PLATEAU, RULES, cut, describe, fence, plateau
 from campaigns import after, begun
@@ -44,12 +44,15 @@ def crash(**changes: object) -> Failure:
 
 def test_it_has_the_persons_words_the_state_and_the_files() -> None:
     brief = dataclasses.replace(
-        grown(30), guidance="Try rotary embeddings.", frozen={"prepare.py": "BUDGET = 300\n", "z.md": "?"}
+        grown(30),
+        near=(29, 25),
+        guidance="Try rotary embeddings.",
+        frozen={"prepare.py": "BUDGET = 300\n", "z.md": "?"},
     )
     text = describe(brief)
     for words in (
         *("Lower it.", "Try rotary embeddings.", "baseline 1.000000, best 0.999", "(trial 28)", "60 s of wall clock"),
-        *("keeps", "near misses", "dead ends", "recent trials", "LR = 28\nprint(LR)"),
+        *("keeps", "near misses of different lines", "dead ends", "recent trials", "LR = 28\nprint(LR)"),
         "Frozen, never change these: prepare.py, z.md",
         *("BUDGET = 300", "trial 27 crash no score", "trial 28 keep 0.999300 gain +0.000100", "noise between seeds"),
     ):  # fmt: skip
@@ -106,6 +109,20 @@ def test_a_failure_is_told_with_its_patch_or_its_whole_files() -> None:
     assert "the crashed text" not in text
     long = dataclasses.replace(brief, failure=crash(patch="+line\n" * 5_000))
     assert "the crashed text" in describe(long)
+
+
+def test_near_misses_are_offered_with_what_they_were_made_on() -> None:
+    text = describe(dataclasses.replace(grown(12), near=(9, 5)))
+    first, second = (text.index(f"made on trial {on}, trial {at} discard") for on, at in ((8, 9), (4, 5)))
+    assert first < second
+    assert "near misses" not in describe(grown(12))
+
+
+def test_a_start_elsewhere_is_told_with_its_reason() -> None:
+    text = describe(dataclasses.replace(grown(6), start=Start(3, "the best version led nowhere")))
+    assert "from the program of trial 3, not from the best version: the best version led nowhere" in text
+    assert "train.py, editable: the program of trial 3, which your change starts from" in text
+    assert "not from the best version" not in describe(grown(6))
 
 
 def test_a_refusal_and_refused_proposals_are_told() -> None:

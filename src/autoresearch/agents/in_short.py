@@ -108,6 +108,7 @@ def trial(campaign: Campaign, found: Trial) -> dict[str, object]:
             "val_bpb": found.val_bpb,
             "memory_gb": found.memory_gb,
             "parent": parent and parent.number,
+            "started_there_because": proposed.start and proposed.start.why,
             "why": proposed.why,
             "expects": proposed.expects,
             "repairs": proposed.repairs,

@@ -21,10 +21,12 @@ class Executor(Protocol):
     """
 
     name: str
-    grader: Grader
 
     @property
     def sandbox(self) -> str: ...
+
+    @property
+    def grader(self) -> Grader: ...
 
     def end_leftovers(self) -> int:
         """End what an earlier, killed program left running. Returns the number of processes."""

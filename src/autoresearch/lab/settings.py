@@ -28,6 +28,10 @@ class Config(BaseModel):
         default="builtin", description="who takes over while the researcher does not answer; `none`: the loop waits"
     )
     ahead: int = Field(default=0, ge=0, le=1, description="proposals that are asked for while a run trains")
+    search: Literal["line", "tree"] = Field(
+        default="tree",
+        description="what a proposal starts from; `line`: the best version; `tree`: on a plateau also other programs",
+    )
     repairs: int = Field(default=2, ge=0, description="how often a crash is returned to be fixed")
     propose_seconds: float = Field(default=900, gt=0, description="the longest that a proposal may take")
     max_tokens: int | None = Field(default=None, gt=0, description="tokens that the researcher may use in a campaign")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autoresearch.ledger.records import Crash, Estimate, Outcome, Purpose, Scalar, Score, Status
+from autoresearch.ledger.records import Crash, Estimate, Outcome, Purpose, Scalar, Score, Start, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class TrialProposed:
     numbers; `nodes` counts their syntax nodes. `moved` says which numbers differ from the parent's, as places and new
     values; None if more than numbers do. A `stale` proposal was written for an earlier incumbent and rebased. It is not
     judged before it has run on so many `seeds`. `model` is the language model that was asked. `carries` is the trial
-    whose change this makes again, on the incumbent of today. The other fields are the proposal's own.
+    whose change this makes again, on the incumbent of today. `start` says why it was not made on the incumbent. The
+    other fields are the proposal's own.
     """
 
     trial: int
@@ -61,6 +62,7 @@ class TrialProposed:
     seeds: int = 1
     model: str = ""
     carries: int | None = None
+    start: Start | None = None
 
     @property
     def proposer(self) -> str:

@@ -95,6 +95,14 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Which trial's program a proposal starts from if that is not the incumbent, and why."""
+
+    trial: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A slot's own part of a machine: processors and a GPU, by their numbers. An empty one is all of it.
 

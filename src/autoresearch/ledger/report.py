@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import statistics
@@ -161,10 +162,13 @@ def rows(campaign: Campaign, limit: int | None = None) -> tuple[Row, ...]:
     first, gone = campaign.trials[0].number if campaign.trials else 0, campaign.taken_back
     asked = campaign.finished[-limit:] if limit else campaign.finished
     found = (row_of(trial, BASELINE if trial.number == first else None) for trial in asked)
-    by_hand = {each.trial: each.why for each in campaign.chosen if each.trial in campaign.standing}
+    line, kept, chosen = campaign.lineage, set(campaign.kept), campaign.chosen
+    how = {
+        a.number: f"kept with #{b.number}, which was made on it" for a, b in itertools.pairwise(line) if a not in kept
+    }
+    how |= {each.trial: f"kept by hand: {one_line(each.why)}" for each in chosen if each.trial in campaign.standing}
     return tuple(
-        _taken_back(row, gone[row.number]) if row.number in gone else _kept(row, by_hand.get(row.number))
-        for row in found
+        _taken_back(row, gone[row.number]) if row.number in gone else _kept(row, how.get(row.number)) for row in found
     )
 
 
@@ -181,10 +185,10 @@ def _taken_back(row: Row, step: Move) -> Row:
 
 
 def _kept(row: Row, why: str | None) -> Row:
-    """Return the row of a trial that may have been kept by hand."""
+    """Return the row of a trial that may have been kept against its own verdict."""
     if why is None:
         return row
-    return replace(row, status=Status.KEEP, description=f"{row.description} (kept by hand: {one_line(why)})")
+    return replace(row, status=Status.KEEP, description=f"{row.description} ({why})")
 
 
 def reason(trial: Trial) -> str:
@@ -206,6 +210,8 @@ def row_of(trial: Trial, description: str | None = None) -> Row:
     text = one_line(description or trial.proposed.idea).replace('"', "'")
     if trial.proposed.carries is not None:
         text = f"{text} (carried over from #{trial.proposed.carries})"
+    if trial.proposed.start is not None:
+        text = f"{text} (on #{trial.proposed.start.trial})"
     why = "" if scored else reason(trial).replace('"', "'")
     return Row(
         number=trial.number,

@@ -197,6 +197,7 @@ def policy(settings: Config) -> Policy:
         max_disturbance=settings.max_disturbance,
         quiet_seconds=settings.quiet_seconds,
         grading_factor=settings.grading_factor,
+        search=settings.search,
     )
 
 

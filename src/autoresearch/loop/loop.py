@@ -15,8 +15,8 @@ from autoresearch.ledger.events import (
     Stopped,
 )
 from autoresearch.ledger.records import Purpose
-from autoresearch.loop.desk import Desk
-from autoresearch.loop.proposals import Answer, carried_over, to_carry_over
+from autoresearch.loop.asking.desk import Desk
+from autoresearch.loop.asking.proposals import Answer, carried_over, to_carry_over
 from autoresearch.loop.run import FIRST_SEED, run_once
 from autoresearch.loop.slots import Slots
 from autoresearch.loop.stages import Stages
@@ -72,14 +72,18 @@ def _run_campaign(
 ) -> str:
     begin(stages, tag)
     with Slots(stages) as slots:
-        driver = Driver(stages, tag, slots, enough, hurry, confirming=confirming)
-        while not driver.is_done():
-            if slots.land():
-                driver.look_again()
-            driver.conclude()
-            if not driver.start_next():
-                slots.wait(POLL_SECONDS)  # a run's end is heard at once; an answer, or Ctrl-C, is looked for
-        return driver.reason or ""
+        return drive(Driver(stages, tag, slots, enough, hurry, confirming=confirming), slots)
+
+
+def drive(driver: Driver, slots: Slots) -> str:
+    """Let a driver fill its slots until it is done. Returns why it ended."""
+    while not driver.is_done():
+        if slots.land():
+            driver.look_again()
+        driver.conclude()
+        if not driver.start_next():
+            slots.wait(POLL_SECONDS)  # a run's end is heard at once; an answer, or Ctrl-C, is looked for
+    return driver.reason or ""
 
 
 class Driver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Place, RunEvent
 from autoresearch.ledger.results_file import ResultsFile
+from autoresearch.loop.asking.search import Search
 from autoresearch.researchers.interface import Archive, Researcher
 
 
@@ -27,7 +29,8 @@ class Policy:
     a proposal may take. `max_tokens` and `max_usd` are for the whole campaign. After `patience` failed proposals in a
     row the fallback, if there is one, makes one. The pause before the next grows up to `longest_pause_seconds`. A run
     that loses more than the share `max_disturbance` to other programs is made again; after a few times the loop waits
-    for quiet, at most `quiet_seconds`. A run's exam may take `grading_factor` times as long as the baseline's.
+    for quiet, at most `quiet_seconds`. A run's exam may take `grading_factor` times as long as the baseline's. `search`
+    says which program a proposal starts from.
     """
 
     ahead: int = 0
@@ -40,6 +43,7 @@ class Policy:
     max_disturbance: float = 0.03
     quiet_seconds: float = 600.0
     grading_factor: float = 3.0
+    search: Search = "line"
 
     def overspent(self, campaign: Campaign) -> str | None:
         """Which cap the campaign's researcher has reached; None if it may continue."""
@@ -56,9 +60,9 @@ class Stages:
 
     `program` and `guidance` read the user's texts again for each proposal. `prepare` makes the data of a commit's files
     ready. `examine` says why a kept trial's model is not the one that was graded; None if it is. `redact` removes keys
-    from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on,
-    `preset` the sizes the lab was created with. `places` gives the slots, in which runs are side by side:
-    in a cluster they come and go.
+    from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on, `preset` the sizes the lab
+    was created with. `places` gives the slots, in which runs are side by side: in a cluster they come and go. `clock`
+    tells the seconds by which the questions to a researcher are timed.
     """
 
     workspace: Workspace
@@ -86,6 +90,7 @@ class Stages:
     announce: Callable[[Event], None]
     progress: Callable[[int, RunEvent], None]
     places: Callable[[], tuple[Place, ...]] = lambda: (Place(),)
+    clock: Callable[[], float] = time.monotonic
     recording: threading.RLock = field(default_factory=threading.RLock)
 
     def record(self, event: Event) -> None:

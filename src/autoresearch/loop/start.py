@@ -13,7 +13,7 @@ from autoresearch.ledger.events import (
     CampaignStarted,
 )
 from autoresearch.ledger.records import Proposal
-from autoresearch.loop.proposals import Answer
+from autoresearch.loop.asking.proposals import Answer
 from autoresearch.loop.stages import Stages
 from autoresearch.loop.trial import enter, publish, publish_older, run_trial
 from autoresearch.researchers.guard import rules

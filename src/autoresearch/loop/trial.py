@@ -15,7 +15,7 @@ from autoresearch.ledger.events import ChosenByHand, FileSaved, TrialProposed, V
 from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.ledger.records import Decision, RunEvent, Status
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop.proposals import Answer
+from autoresearch.loop.asking.proposals import Answer, base_of
 from autoresearch.loop.run import run_once
 from autoresearch.loop.stages import Stages
 from autoresearch.models import saved_model
@@ -53,9 +53,8 @@ def conclude(stages: Stages, campaign: Campaign, trial: Trial, decision: Decisio
 
 
 def commit(stages: Stages, campaign: Campaign, answer: Answer) -> Trial:
-    """Commit a proposal on the incumbent and make it a trial."""
-    assert campaign.incumbent is not None
-    number, parent = stages.ledger.next_trial(), campaign.incumbent.proposed.commit
+    """Commit a proposal on what it starts from and make it a trial."""
+    number, parent = stages.ledger.next_trial(), base_of(campaign, answer.start).proposed.commit
     proposal = answer.proposal
     made = stages.workspace.commit(campaign.tag, number, parent, proposal.files, proposal.idea)
     return enter(stages, campaign.tag, number, answer, parent, made)
@@ -89,6 +88,7 @@ def enter(stages: Stages, tag: str, number: int, answer: Answer, parent: str, co
         seeds=answer.seeds,
         model=answer.model,
         carries=answer.carries,
+        start=answer.start,
         skeleton=syntax.skeleton,
         nodes=syntax.nodes,
         moved=None if commit == parent else duplicates.moved(stages.texts(parent), texts),

@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 
 from autoresearch.base.errors import Exhausted, NoProposal
 from autoresearch.ledger.campaign import Campaign
-from autoresearch.ledger.records import CrashKind, Proposal, Scalar
+from autoresearch.ledger.records import CrashKind, Proposal, Scalar, Start
 
-__all__ = ["Archive", "Brief", "Exhausted", "Failure", "Kit", "NoProposal", "Proposal", "Researcher"]
+__all__ = ["Archive", "Brief", "Exhausted", "Failure", "Kit", "NoProposal", "Proposal", "Researcher", "Start"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Brief:
-    """Everything a researcher gets. `files` are the incumbent's that it may edit, `frozen` the others.
+    """Everything a researcher gets. `files` are those that it may edit, `frozen` the others.
 
-    `refusal`: why its last proposal was not accepted. `failure`: a crash to fix. `trial`: the number it would get.
+    They are the incumbent's, unless `start` says which other trial's, and why. `refusal`: why its last proposal was not
+    accepted. `failure`: a crash to fix. `trial`: the number it would get. `near`: discards of different lines that came
+    close, closest first, by their numbers: two that lost alone may gain together.
     """
 
     program: str
@@ -63,6 +65,8 @@ class Brief:
     failure: Failure | None = None
     trial: int = 0
     archive: Archive = Archive()
+    start: Start | None = None
+    near: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

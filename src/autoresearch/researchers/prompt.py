@@ -9,12 +9,13 @@ import hashlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from autoresearch.judging import claims
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.records import Status
+from autoresearch.ledger.records import Start, Status
 from autoresearch.researchers.interface import Brief, Failure
 
 SMALLEST = 4_000  # characters; with fewer nothing sensible can be said
@@ -90,8 +91,8 @@ def describe(brief: Brief, *, characters: int = 24_000) -> str:
     parts = [  # what changes least comes first, for providers that remember how a prompt begins
         section("What the user wants", cut(brief.program.strip(), room // 5)),
         section("Files", "\n\n".join(files(brief, room))),
-        section("State of the search", standing(brief.campaign)),
-        section("What was tried", digest(brief.campaign, room * 3 // 8)),
+        section("State of the search", "\n".join(filter(None, (standing(brief.campaign), elsewhere(brief.start))))),
+        section("What was tried", digest(brief.campaign, room * 3 // 8, brief.near)),
         section("The user's guidance, which takes priority", cut(brief.guidance.strip(), room // 8)),
         section("A crash that may be repaired", failure(brief.failure, room // 5) if brief.failure else ""),
         section("Your last proposal was not accepted", not_taken(brief.refusal, room // 24) if brief.refusal else ""),
@@ -117,7 +118,8 @@ def files(brief: Brief, room: int) -> Iterator[str]:
         yield fence("prepare.py, frozen: for reading only", brief.frozen["prepare.py"], room - room // 8)
     each = FILES_LIMIT // max(len(brief.files), 1)
     for path, text in sorted(brief.files.items()):
-        yield fence(f"{path}, editable: the incumbent, which your change starts from", text, each)
+        whose = f"the program of trial {brief.start.trial}" if brief.start else "the incumbent"
+        yield fence(f"{path}, editable: {whose}, which your change starts from", text, each)
 
 
 # ---------------------------------------------------------------- how it stands
@@ -138,6 +140,17 @@ def standing(campaign: Campaign) -> str:
     if notice := plateau(campaign):
         lines.append(notice)
     return "\n".join(lines)
+
+
+def elsewhere(start: Start | None) -> str:
+    """What to tell a researcher whose change does not start from the incumbent; empty if it does."""
+    if start is None:
+        return ""
+    return (
+        f"This time your change starts from the program of trial {start.trial}, not from the best version: {start.why}."
+        " The editable files are that program's. If your change makes it better than the best version, the search goes"
+        " on from there; if only better than it was, the change is merged into the best version and tried on that."
+    )
 
 
 def luck(campaign: Campaign) -> str:
@@ -206,12 +219,14 @@ def outcomes(campaign: Campaign) -> list[Outcome]:
     return found[1:]
 
 
-def digest(campaign: Campaign, room: int) -> str:
-    """The past in about `room` characters: keeps, near misses, dead ends, the recent trials, refused proposals."""
+def digest(campaign: Campaign, room: int, near: Sequence[int]) -> str:
+    """The past in about `room` characters: keeps, near misses, dead ends, the recent trials, refused proposals.
+
+    `near` has the numbers of the near misses, closest first.
+    """
     every = outcomes(campaign)
     latest = every[::-1]
-    discarded = [outcome for outcome in latest if outcome.status is Status.DISCARD]
-    near = [outcome for outcome in discarded if outcome.gain is not None and not outcome.clearly_worse]
+    close = [outcome for number in near for outcome in every if outcome.trial.number == number]
     dead = [outcome for outcome in latest if outcome.clearly_worse or outcome.status in (Status.CRASH, Status.INVALID)]
     kept = [outcome for outcome in latest if outcome.status is Status.KEEP]
     now = [trial for trial in campaign.trials if trial.verdict is None]
@@ -222,12 +237,18 @@ def digest(campaign: Campaign, room: int) -> str:
             parts.append(fence(title, text, round(room * share)))
 
     add("keeps, latest first", 0.2, kept, Outcome.line)
-    add("near misses, closest first", 0.15, sorted(near, key=lambda o: -(o.gain or 0.0)), Outcome.line)
+    add("near misses of different lines, closest first: two together may gain", 0.15, close, partial(missed, campaign))
     add("dead ends, latest first", 0.25, dead, Outcome.line)
     add("recent trials, latest first", 0.3, latest[:RECENT], told)
     add("recently refused, latest first", 0.05, refused(campaign), str)
     add("running now", 0.05, now, running)
     return "\n\n".join(parts) if parts else "Nothing yet: you make the first change."
+
+
+def missed(campaign: Campaign, outcome: Outcome) -> str:
+    """A near miss, with the program that it changed."""
+    parent = campaign.parent_of(outcome.trial)
+    return f"made on trial {parent.number}, {outcome.line()}" if parent else outcome.line()
 
 
 def told(outcome: Outcome) -> str:
@@ -259,8 +280,8 @@ def failure(crash: Failure, room: int) -> str:
     """A crash as text. Its files are included whole if its patch does not fit."""
     parts = [
         f"Trial {crash.trial} crashed ({crash.kind.value}). You may repair it, attempt {crash.attempt} of "
-        f"{crash.attempts}: fix its own files, which are the incumbent's with the patch below. If the idea is not "
-        "worth it, propose another one on the incumbent instead.",
+        f"{crash.attempts}: fix its own files, which are the editable ones with the patch below. If the idea is not "
+        "worth it, propose another one on the editable files instead.",
         fence("its idea", crash.idea, room // 10),
         fence("how it ended", crash.detail, room // 4, tail=True),
     ]

@@ -163,6 +163,8 @@ def show_trial(
         say(console, label("repairs", f"trial {proposed.repairs}"))
     if proposed.carries is not None:
         say(console, label("carries", f"the change of trial {proposed.carries} over to a newer best version"))
+    if proposed.start is not None:
+        say(console, label("made on", f"#{proposed.start.trial}, not the best version: {proposed.start.why}"))
     if proposed.tokens is not None:
         cost = f", {proposed.usd:.4f} USD" if proposed.usd is not None else ""
         say(console, label("cost", f"{proposed.tokens:,} tokens{cost}"))

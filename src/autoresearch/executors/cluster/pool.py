@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoresearch.base.errors import UserError
 from autoresearch.executors import machine
-from autoresearch.executors.cluster import site, wire
+from autoresearch.executors.cluster import joining, wire
 from autoresearch.executors.cluster.wire import Found, Plan
 from autoresearch.executors.cluster.worker import Worker, versions
 from autoresearch.executors.interface import Order
@@ -212,7 +212,7 @@ class Pool:
         """
         now = time.monotonic()
         try:
-            site.check(ray.get_runtime_context().gcs_address)
+            joining.check(ray.get_runtime_context().gcs_address)
         except UserError as error:
             if now - self._answered > HEADLESS_SECONDS:
                 raise UserError(f"the head of the Ray cluster is gone ({error}), then run this again") from error

@@ -24,7 +24,7 @@ BOLDNESS = 0.25  # share of a deviation that is sampled; 1 is Thompson sampling,
 
 @dataclass(frozen=True)
 class Belief:
-    """The estimate of a candidate's effect, relative to the incumbent. `drawn` is one sample from it."""
+    """The estimate of a candidate's effect, relative to the program it changes. `drawn` is one sample from it."""
 
     mean: float
     deviation: float
@@ -105,21 +105,3 @@ def spread_of(scored: Sequence[Past], noise: float) -> float:
         return LEAST_SPREAD
     size = float(np.sqrt(max(np.median(changes**2) * 2.2 - 2 * noise**2, 0)))
     return min(max(size, LEAST_SPREAD), MOST_SPREAD)
-
-
-def levels(pasts: Sequence[Past], trials: Sequence[int], noise: float) -> dict[int, float]:
-    """The estimated val_bpb of past trials' programs, relative to the baseline's."""
-    scored = [past for past in pasts if past.level is not None]
-    if not scored:
-        return dict.fromkeys(trials, 0.0)
-    own = {past.trial: past.moves for past in pasts}
-    seen = [move for past in pasts for move in past.moves]
-    chains = {past.trial: past.chain for past in pasts}
-    features = incidence([past.chain for past in scored], own)
-    asked = incidence([chains.get(trial, ()) for trial in trials], own)
-    effects = spread_of(scored, noise) ** 2 * covariance(seen, seen)
-    expected = np.array([move.expected for move in seen])
-    measured = np.array([past.level for past in scored], dtype=np.float64) - features @ expected
-    inner = features @ effects @ features.T + noise**2 * (1 + np.eye(len(scored)))
-    found = asked @ (expected + effects @ features.T @ np.linalg.solve(inner, measured))
-    return {trial: float(level) for trial, level in zip(trials, found, strict=True)}

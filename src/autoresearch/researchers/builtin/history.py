@@ -104,7 +104,7 @@ def pasts_of(campaign: Campaign) -> list[Past]:
     pasts = []
     for trial in campaign.trials[1:]:
         parent = by_commit.get(trial.proposed.parent)
-        start = trial.proposed.note.get("rewound")
+        start = trial.proposed.note.get("rewound")  # earlier versions: the keep that its text went back to
         start = start if isinstance(start, int) and start in chains else parent.number if parent else -1
         chains[trial.number] = (*chains.get(start, ()), trial.number)
         score, before = trial.val_bpb, parent.val_bpb if parent else None

@@ -10,8 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from autoresearch.base.errors import Exhausted, UserError
-from autoresearch.ledger.records import CrashKind, Proposal, Scalar
-from autoresearch.researchers.builtin import bandit
+from autoresearch.ledger.records import CrashKind, Proposal
 from autoresearch.researchers.builtin.bandit import Belief
 from autoresearch.researchers.builtin.bench import Bench, Edited, Option
 from autoresearch.researchers.builtin.deck import DECK
@@ -26,12 +25,11 @@ from autoresearch.researchers.source.device_batch import context_length, halved_
 PAIR_EVERY = 6  # one proposal in this many recombines two near misses, if there are any
 NEAR = 1.0  # a discarded move is a near miss if it cost at most this many times the noise
 NEAR_MISSES = 6  # the best of them that are paired
-PLATEAU = 8  # trials without a keep after which structures and rewinds take turns
-REWIND_TO = 4  # keeps before the incumbent that one is chosen from
+PLATEAU = 8  # trials without a keep after which structures have turns of their own
 
 
 class BuiltinResearcher:
-    """Proposes what the bandit expects most of; on a plateau, a structure or a start from an earlier keep."""
+    """Proposes what the bandit expects most of; on a plateau, in turns, a structure."""
 
     name = "builtin"
 
@@ -49,7 +47,7 @@ class BuiltinResearcher:
 
         Raises:
             Exhausted: no patch applies and the file has no constant that could be moved.
-            UserError: the incumbent's train.py does not parse.
+            UserError: the train.py to start from does not parse.
         """
         trials = len(brief.campaign.trials)
         if brief.refusal is None:
@@ -105,8 +103,6 @@ def candidates(path: str, brief: Brief, seed: int) -> Iterator[Proposal]:
     drawn = random.Random(f"{seed}-{len(pasts)}").randrange(2**31)
     bench = Bench(path, brief.files[path], context_length({**brief.frozen, **brief.files}), pasts, noise, drawn)
     since = next((turn for turn, past in enumerate(reversed(pasts)) if past.kept), len(pasts))
-    if since >= PLATEAU and since % 4 == 2:
-        yield from rewinds(brief, bench)
     if since >= PLATEAU and since % 4 == 0:
         tried = {move.patch for past in pasts for move in past.moves}
         structures = [o for o in bench.options if o.patches[0] and o.moves[0].patch not in tried]
@@ -117,23 +113,21 @@ def candidates(path: str, brief: Brief, seed: int) -> Iterator[Proposal]:
     yield from proposals(dataclasses.replace(bench, desperate=True), bench.options)
 
 
-def proposals(bench: Bench, options: Sequence[Option], **note: Scalar) -> Iterator[Proposal]:
+def proposals(bench: Bench, options: Sequence[Option]) -> Iterator[Proposal]:
     for option, belief in bench.ranked(options):
         for edited in bench.edited(option):
-            yield as_proposal(bench, edited, belief, note)
+            yield as_proposal(bench, edited, belief)
 
 
-def as_proposal(bench: Bench, edited: Edited, belief: Belief, note: dict[str, Scalar]) -> Proposal:
+def as_proposal(bench: Bench, edited: Edited, belief: Belief) -> Proposal:
     """The proposal, with its constants' changes in the text and in the note."""
     changed = constants.changes(bench.source, edited.source).items()
     numbers = ", ".join(f"{name} {constants.shown(a.value)} to {constants.shown(b.value)}" for name, (a, b) in changed)
     words = f"{edited.idea}: {numbers}" if edited.idea and numbers else edited.idea or numbers
-    if "rewound" in note:
-        words = f"back to trial {note['rewound']}, then {words}"
     return Proposal(
         idea=words,
         files={bench.path: edited.source},
-        note={**note_of(edited.moves), **note},
+        note=note_of(edited.moves),
         why=edited.why,
         expects=f"a change of about {belief.mean:+.2%}, plus or minus {belief.deviation:.2%}",
     )
@@ -151,17 +145,6 @@ def pairs(bench: Bench) -> list[Option]:
     usable = [move for _, move in sorted(near, key=lambda item: item[0]) if move.knob or move.patch in known]
     best = [(move, known.get(move.patch)) for move in usable[:NEAR_MISSES]]
     return [Option((a, b), (p, q)) for i, (a, p) in enumerate(best) for b, q in best[i + 1 :]]
-
-
-def rewinds(brief: Brief, bench: Bench) -> Iterator[Proposal]:
-    """The best options on top of an earlier keep: the one of the latest that has the best estimate."""
-    kept = [brief.campaign.trials[0].number, *(past.trial for past in bench.pasts if past.kept)][:-1][-REWIND_TO:]
-    believed = bandit.levels(bench.recent, kept, bench.noise)
-    for trial in sorted(kept, key=lambda number: (believed[number], -number)):
-        source = brief.archive.files(trial).get(bench.path)
-        if source and not syntax_problem(bench.path, source):
-            earlier = dataclasses.replace(bench, source=source)
-            yield from proposals(earlier, earlier.options, rewound=trial)
 
 
 # ---------------------------------------------------------------- repairs

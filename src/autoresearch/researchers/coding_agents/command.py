@@ -71,7 +71,7 @@ class CommandResearcher:
         self._command = words
 
     def propose(self, brief: Brief) -> Proposal:
-        """Run the agent once, on the incumbent's files or on those of the crashed trial.
+        """Run the agent once, on the editable files or on those of the crashed trial.
 
         Raises:
             NoProposal: it failed, ran out of time, changed nothing, or left something unusable.
@@ -164,8 +164,9 @@ class Call:
     @functools.cached_property
     def prompt(self) -> str:
         """Everything the agent is told."""
-        failure = self.brief.failure
-        state = f"is as it was when trial {failure.trial} crashed" if failure else "is the incumbent's"
+        failure, start = self.brief.failure, self.brief.start
+        state = f"is that of trial {start.trial}" if start else "is the incumbent's"
+        state = f"is as it was when trial {failure.trial} crashed" if failure else state
         names = ", ".join(sorted(self.editable))
         answer = ANSWER.format(editable=names, state=state, past=PAST, idea=IDEA)
         return "\n\n".join((prompt.RULES, prompt.describe(self.brief), answer)) + "\n"
@@ -270,7 +271,7 @@ class Call:
         )
 
     def _changed(self, ended: process.Ended, account: Account) -> dict[str, str]:
-        """The files that differ from the incumbent's. A frozen one too, so that the guard refuses it by name."""
+        """The files that it changed. A frozen one too, so that the guard refuses it by name."""
         last = f"; its last words: {printable_line(account.words[-WORDS_LIMIT:]) or '(none)'}"
         if ended.exit_code is None:
             raise NoProposal(f"{self.name} was ended at its deadline of {self.kit.deadline_seconds:g} s{last}")
@@ -287,7 +288,7 @@ class Call:
         before = {**self.frozen, **self.brief.files}
         changed = {path: text for path, text in found.items() if text != before[path]}
         if not changed:
-            raise NoProposal(f"{self.name} restored the incumbent's files instead of fixing the crash{last}")
+            raise NoProposal(f"{self.name} took the change back instead of fixing the crash{last}")
         return changed
 
     def _idea(self, account: Account, files: Mapping[str, str]) -> tuple[str, str, str]:

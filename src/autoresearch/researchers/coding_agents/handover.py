@@ -27,10 +27,10 @@ def write(path: Path, text: str) -> None:
 
 
 def past(brief: Brief) -> Iterator[tuple[str, str]]:
-    """Path and text of what the latest trials and the latest keeps left behind, each cut to a length."""
+    """Path and text of what the latest trials and keeps and the near misses left behind, each cut to a length."""
     finished = brief.campaign.finished
     kept = [trial for trial in finished if trial.verdict and trial.verdict.status is Status.KEEP]
-    for number in sorted({trial.number for trial in (*finished[-PAST_TRIALS:], *kept[-PAST_TRIALS:])}):
+    for number in sorted({trial.number for trial in (*finished[-PAST_TRIALS:], *kept[-PAST_TRIALS:])} | {*brief.near}):
         patch, log = brief.archive.patch(number), brief.archive.log(number)
         points = brief.archive.curve(number)
         thinned = points[:: len(points) // PAST_POINTS + 1]

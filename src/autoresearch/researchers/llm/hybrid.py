@@ -107,7 +107,7 @@ def tunings(brief: Brief) -> Iterator[Tuning]:
 
 
 def base(trial: Trial, past: tuple[Trial, ...], brief: Brief) -> Mapping[str, str]:
-    """The files to tune in: the incumbent's if the idea was kept, its own if it was a near miss, else none."""
+    """The files to tune in: the editable ones if the idea was kept, its own if it was a near miss, else none."""
     if any(brief.campaign.status_of(each) is Status.KEEP for each in (trial, *past)):
         return brief.files
     outcome = next((each for each in outcomes(brief.campaign) if each.trial.number == trial.number), None)

@@ -20,7 +20,7 @@ class ScriptedResearcher:
     """Proposes the script's lines in order, continuing after the last one the campaign tried.
 
     A line is a `Proposal`, a function of the brief, or a mapping: an `idea` with whole `files` (path to text), or with
-    `edits`, a list of [path, old, new], applied to the incumbent's text.
+    `edits`, a list of [path, old, new], applied to the text that the proposal starts from.
     """
 
     name = "scripted"
@@ -61,7 +61,7 @@ def as_proposal(line: Line, brief: Brief) -> Proposal:
     """Turn one line of a script into a proposal for this brief.
 
     Raises:
-        UserError: the line cannot be proposed, or its edit does not fit the incumbent's text.
+        UserError: the line cannot be proposed, or its edit does not fit the text that it starts from.
     """
     if isinstance(line, Proposal):
         return line

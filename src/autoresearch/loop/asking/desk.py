@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 
 from autoresearch.base.errors import Exhausted
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ProposalRefused
-from autoresearch.loop.proposals import Answer, Question, answered, brief, refused
+from autoresearch.loop.asking.proposals import Answer, Question, answered, brief, refused
 from autoresearch.loop.stages import Stages
 from autoresearch.researchers.interface import Researcher
 
@@ -41,7 +40,7 @@ class Desk:
 
         After some refusals in a row it waits before it asks again: longer and longer, up to a limit.
         """
-        if time.monotonic() < self._not_before:
+        if self._stages.clock() < self._not_before:
             return
         self._open = [each for each in self._open if not each.was_told or each.wait(0)]
         stages, patience = self._stages, self._stages.policy.patience
@@ -97,12 +96,14 @@ class Desk:
     def _ask(self, researcher: Researcher, campaign: Campaign) -> Question:
         own = [each.reason for each in self.refusals if each.researcher == researcher.name and not each.failed]
         failing = len(self.refusals) >= self._stages.policy.patience
-        return Question(researcher, brief(self._stages, campaign, own[-1] if own else None, mend=not failing))
+        told, before = own[-1] if own else None, len(self._open)
+        asked = brief(self._stages, campaign, told, mend=not failing, before=before)
+        return Question(researcher, asked, self._stages.clock)
 
     def _failed(self, refused: ProposalRefused) -> None:
         self.refusals.append(refused)
         self._is_away = refused.failed and refused.researcher == self._stages.researcher.name
-        self._not_before = time.monotonic() + pause_seconds(self._stages, len(self.refusals))
+        self._not_before = self._stages.clock() + pause_seconds(self._stages, len(self.refusals))
         self._stages.record(refused)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from autoresearch.base.errors import Exhausted, NoProposal
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import GuidanceGiven, ProposalRefused
-from autoresearch.ledger.records import CrashKind, Proposal, Status
+from autoresearch.ledger.records import CrashKind, Proposal, Start, Status
+from autoresearch.loop.asking import search
 from autoresearch.loop.stages import Stages
 from autoresearch.researchers.guard import check, rules
 from autoresearch.researchers.guard.check import Refusal
@@ -36,7 +37,7 @@ class Answer:
     """A proposal that may run, and who made it. A `stale` one was written for an earlier incumbent.
 
     It is not judged before it has run on so many `seeds`. `model` is the language model that was asked, if one was.
-    `carries` is the trial whose change it makes again.
+    `carries` is the trial whose change it makes again, `start` what it was made on if not the incumbent.
     """
 
     proposal: Proposal
@@ -45,15 +46,23 @@ class Answer:
     seeds: int = 1
     model: str = ""
     carries: int | None = None
+    start: Start | None = None
 
 
 # ---------------------------------------------------------------- what a researcher is given
 
 
-def brief(stages: Stages, campaign: Campaign, refusal: str | None = None, *, mend: bool = True) -> Brief:
-    """Everything the next proposal is made from, with a crash to `mend` if there is one. Records new guidance."""
-    assert campaign.incumbent is not None, "a proposal needs a baseline"
-    files = stages.decoded(campaign.incumbent.proposed.commit)
+def brief(
+    stages: Stages, campaign: Campaign, refusal: str | None = None, *, mend: bool = True, before: int = 0
+) -> Brief:
+    """Everything the next proposal is made from, with a crash to `mend` if there is one. Records new guidance.
+
+    `before` counts the questions that are open already.
+    """
+    crash = failure(stages, campaign) if mend else None
+    number = stages.ledger.next_trial()
+    program = crashed_on(campaign, crash) or search.start(campaign, stages.policy.search, number + before)
+    files = stages.decoded(program.proposed.commit)
     editable = stages.editable_of(files)
     guidance = stages.guidance()
     if guidance != campaign.guidance:
@@ -65,20 +74,23 @@ def brief(stages: Stages, campaign: Campaign, refusal: str | None = None, *, men
         refusal=refusal,
         frozen={path: text for path, text in files.items() if path not in editable},
         guidance=guidance,
-        failure=failure(stages, campaign) if mend else None,
-        trial=stages.ledger.next_trial(),
+        failure=crash,
+        trial=number,
         archive=stages.archive,
+        start=search.why(campaign, program),
+        near=search.near_misses(campaign),
     )
 
 
 def failure(stages: Stages, campaign: Campaign) -> Failure | None:
-    """The latest crash, if it may still be fixed: on the current incumbent, with a repair that is still allowed."""
+    """The latest crash, if it may still be fixed: on a program that the search may still start from, with a repair that
+    is still allowed."""
     answered = {trial.proposed.repairs for trial in campaign.trials}
-    standing = campaign.incumbent.proposed.commit if campaign.incumbent else None
+    open_ones = [campaign.incumbent, *(search.promising(campaign) if stages.policy.search == "tree" else ())]
     for trial in reversed(campaign.finished[-1 - stages.policy.ahead :]):
         crashed = trial.verdict is not None and trial.verdict.status is Status.CRASH
         attempt = 1 + repairs_before(campaign, trial)
-        if not (crashed and trial.crash and trial.number not in answered and trial.proposed.parent == standing):
+        if not (crashed and trial.crash and trial.number not in answered and campaign.parent_of(trial) in open_ones):
             continue
         if attempt <= stages.policy.repairs:
             out_of_memory = trial.crash.kind is CrashKind.OUT_OF_MEMORY
@@ -96,6 +108,12 @@ def failure(stages: Stages, campaign: Campaign) -> Failure | None:
     return None
 
 
+def crashed_on(campaign: Campaign, crash: Failure | None) -> Trial | None:
+    """The trial that a crashed one was made on."""
+    found = next((trial for trial in campaign.trials if crash and trial.number == crash.trial), None)
+    return found and campaign.parent_of(found)
+
+
 def repairs_before(campaign: Campaign, trial: Trial) -> int:
     """How many repairs led to this trial, including itself."""
     by_number = {each.number: each for each in campaign.trials}
@@ -108,11 +126,10 @@ def repairs_before(campaign: Campaign, trial: Trial) -> int:
 class Question:
     """One proposal, asked for in a daemon thread: a researcher that never returns holds up nothing."""
 
-    def __init__(self, researcher: Researcher, brief: Brief) -> None:
-        self.researcher = researcher
-        self.brief = brief
+    def __init__(self, researcher: Researcher, brief: Brief, clock: Callable[[], float] = time.monotonic) -> None:
+        self.researcher, self.brief, self._clock = researcher, brief, clock
         self.was_told = False  # that it takes too long
-        self._began = time.monotonic()
+        self._began = clock()
         self._outcome: Proposal | BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="researcher", daemon=True)
         self._thread.start()
@@ -125,7 +142,7 @@ class Question:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._began
+        return self._clock() - self._began
 
     def wait(self, seconds: float) -> bool:
         """Whether it is answered, after waiting at most that many seconds."""
@@ -145,7 +162,8 @@ def answered(stages: Stages, campaign: Campaign, question: Question) -> Answer |
         raise outcome
     if isinstance(outcome, Proposal):
         try:
-            answer = admit(stages, campaign, sound(stages, outcome), name, written_for=question.brief.files)
+            asked = question.brief
+            answer = admit(stages, campaign, sound(stages, outcome), name, written_for=asked.files, start=asked.start)
             model = getattr(question.researcher, "model", "")
             return dataclasses.replace(answer, model=model) if isinstance(answer, Answer) else answer
         except Exception as error:  # a plug-in's proposal can contain anything
@@ -191,11 +209,17 @@ def to_carry_over(campaign: Campaign) -> Trial | None:
 
 
 def admit(
-    stages: Stages, campaign: Campaign, proposal: Proposal, researcher: str, *, written_for: Mapping[str, str]
+    stages: Stages,
+    campaign: Campaign,
+    proposal: Proposal,
+    researcher: str,
+    *,
+    written_for: Mapping[str, str],
+    start: Start | None = None,
 ) -> Answer | ProposalRefused:
-    """The proposal on the current incumbent, if the guard and the lab's memory accept it."""
-    assert campaign.incumbent is not None
-    files = stages.texts(campaign.incumbent.proposed.commit)
+    """The proposal on what it starts from, else on the current incumbent, if the guard and the lab's memory accept
+    it."""
+    files = stages.texts(base_of(campaign, start).proposed.commit)
     stale = files != dict(written_for)
     rebased = rebase(stages, proposal, written_for, files) if stale else proposal
     problem: Refusal | None = Refusal("it was written for an earlier incumbent and does not fit the new one")
@@ -204,7 +228,16 @@ def admit(
     if problem:
         made = refused(stages, campaign, proposal.idea, problem.reason, researcher, proposal.tokens, proposal.usd)
         return dataclasses.replace(made, earlier=problem.earlier)
-    return Answer(proposal, researcher, stale)
+    return Answer(proposal, researcher, stale, start=start)
+
+
+def base_of(campaign: Campaign, start: Start | None) -> Trial:
+    """The trial that a proposal is committed on: the one that it starts from, else the incumbent."""
+    found = campaign.incumbent
+    if start is not None:
+        found = next(trial for trial in campaign.trials if trial.number == start.trial)
+    assert found is not None, "a proposal needs a baseline"
+    return found
 
 
 def sound(stages: Stages, proposal: Proposal) -> Proposal:
