@@ -88,7 +88,7 @@ def with_agent(lab: Path, seconds: float = 3.0) -> Stages:
     kit = Kit(
         deadline_seconds=seconds,
         environment=variables.of_user(),
-        transcripts=parts.workspace.trials,
+        transcripts=parts.workspace.transcripts,
         scratch=parts.workspace.worktrees,
         namespace=f"lab:{lab}:",
     )

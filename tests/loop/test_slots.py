@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,15 +17,17 @@ from typing import Any
 import pytest
 
 import toy_lab
-from autoresearch.base import git
+from autoresearch.base import git, variables
 from autoresearch.base.errors import UserError
 from autoresearch.executors import machine
+from autoresearch.executors.sandbox import sandboxes
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Place, Proposal, Purpose, Status
+from autoresearch.loop import compose
 from autoresearch.loop.loop import run_campaign
-from autoresearch.researchers.interface import Brief
+from autoresearch.researchers.interface import Brief, Kit
 from conftest import never, stages
 from judged import posterior_judge
 
@@ -323,3 +326,44 @@ def test_a_gpu_of_its_own_is_all_that_a_run_sees(
     run_campaign(parts, "t", until_made(2))
     logs = [(wide / trial.runs[0].log).read_text() for trial in campaign(wide).trials[1:]]
     assert sorted(next(line for line in log.splitlines() if line.startswith("GPU")) for log in logs) == seen
+
+
+AGENT = """
+import os, pathlib, re, sys, time
+sys.stdin.read()
+there = pathlib.Path(sys.argv[1])
+(there / str(os.getpid())).write_text("")
+began = time.monotonic()
+while len(list(there.iterdir())) < 2:  # until the other one is asked too
+    assert time.monotonic() - began < 60, "nobody else is asked"
+    time.sleep(0.05)
+number = sorted(path.name for path in there.iterdir()).index(str(os.getpid()))
+time.sleep(number)  # one ends before the other
+train = pathlib.Path("train.py")
+letter = "AG"[number % 2]  # lines that do not conflict
+train.write_text(re.sub(rf"(?m)^{letter} = .*", f"{letter} = {50 + number}", train.read_text(), count=1))
+pathlib.Path("IDEA.md").write_text(f"agent {number}")
+print("said by agent", number)
+"""
+
+
+def test_agents_are_asked_side_by_side_and_each_trial_has_its_own_transcript(wide: Path) -> None:
+    """The end of one does not end the other."""
+    (wide.parent / "agent.py").write_text(AGENT)
+    (wide.parent / "asked").mkdir()
+    parts = stages(wide)
+    kit = Kit(
+        deadline_seconds=90,
+        environment=variables.of_user(),
+        transcripts=parts.workspace.transcripts,
+        scratch=parts.workspace.worktrees,
+        namespace=f"lab:{wide}:",
+        supervised=sandboxes.supervised,
+    )
+    agent = compose.researcher(f"command:{sys.executable} {wide.parent / 'agent.py'} {wide.parent / 'asked'}", kit)
+    run_campaign(stages(wide, researcher=agent, places=TWO), "t", until_made(2))
+    made = campaign(wide).trials[1:3]
+    assert len({trial.proposed.idea for trial in made}) == 2
+    for trial in made:
+        text = (wide / f".autoresearch/trials/{trial.number:04d}/transcript.log").read_text()
+        assert re.findall(r"said by (agent \d)", text) == [trial.proposed.idea]

@@ -92,7 +92,7 @@ def is_over(pid: int) -> bool:
 
 
 def transcript(kit: Kit) -> str:
-    return (kit.transcripts / "0007" / "transcript.log").read_text()
+    return (kit.transcripts / "0007-0.log").read_text()
 
 
 # ---------------------------------------------------------------- what is taken

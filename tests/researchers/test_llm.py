@@ -59,7 +59,7 @@ def make(tmp_path: Path) -> Callable[..., LlmResearcher]:
 
 
 def transcript(directory: Path) -> str:
-    return (directory / "0007" / "transcript.log").read_text()
+    return (directory / "0007-0.log").read_text()
 
 
 # ---------------------------------------------------------------- a proposal
@@ -407,7 +407,7 @@ def test_a_transcript_has_no_control_characters(
 def test_a_transcript_that_cannot_be_written_is_no_proposal(
     make: Callable[..., LlmResearcher], brief: Brief, tmp_path: Path
 ) -> None:
-    (tmp_path / "0007").write_text("in the way")
+    (tmp_path / "0007-0.log").mkdir()
     with model_server(Say(GOOD)) as server, pytest.raises(NoProposal):
         make(server).propose(brief)
 

@@ -181,7 +181,7 @@ class Setup:
 
     @property
     def transcript(self) -> str:
-        return (self.kit.transcripts / "0001" / "transcript.log").read_text()
+        return (self.kit.transcripts / "0001-0.log").read_text()
 
 
 @pytest.fixture

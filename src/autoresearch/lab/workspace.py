@@ -48,6 +48,7 @@ class Workspace:
         self.detached = self.state / "try.log"
         self.trials = self.state / "trials"
         self.worktrees = self.state / "worktrees"
+        self.transcripts = self.state / "transcripts"  # of questions to a researcher, until there is a trial
 
     @classmethod
     def open(cls, directory: Path) -> Workspace:
@@ -262,6 +263,16 @@ class Workspace:
 
     def trial_directory(self, trial: int) -> Path:
         return self.trials / f"{trial:04d}"
+
+    def keep_transcript(self, name: str, trial: int) -> None:
+        """Add what was asked and answered to a trial's own transcript. Does nothing if there is none of that name."""
+        path, directory = self.transcripts / name, self.trial_directory(trial)
+        with contextlib.suppress(OSError):  # a full disk must not end a search
+            text = path.read_bytes()
+            atomic.make_directory(directory)
+            with (directory / "transcript.log").open("ab") as file:
+                file.write(text)
+            path.unlink()
 
     def run_directory(self, trial: int, run: int) -> Path:
         """Where a run leaves its log and its curve."""

@@ -222,7 +222,7 @@ def kit(workspace: Workspace, settings: Config, namespace: str) -> Kit:
         model=settings.model,
         base_url=settings.base_url,
         environment=variables.of_user(),
-        transcripts=workspace.trials,
+        transcripts=workspace.transcripts,
         scratch=workspace.worktrees,
         namespace=namespace,
         papers=lambda query: literature(workspace, settings, query),

@@ -52,7 +52,8 @@ class Brief:
     """Everything a researcher gets. `files` are those that it may edit, `frozen` the others.
 
     They are the incumbent's, unless `start` says which other trial's, and why. `refusal`: why its last proposal was not
-    accepted. `failure`: a crash to fix. `trial`: the number it would get. `near`: discards of different lines that came
+    accepted. `failure`: a crash to fix. `trial`: the number it would get. `question`: which it is of those that were
+    asked at the same time. `near`: discards of different lines that came
     close, closest first, by their numbers: two that lost alone may gain together.
     """
 
@@ -67,6 +68,12 @@ class Brief:
     archive: Archive = Archive()
     start: Start | None = None
     near: tuple[int, ...] = ()
+    question: int = 0
+
+    @property
+    def transcript(self) -> str:
+        """The name of this question's file among `Kit.transcripts`."""
+        return f"{self.trial:04d}-{self.question}.log"
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,11 @@ class Kit:
     `make(argument, kit)`.
 
     `root` is the lab's, where relative paths in an argument are looked up first. `environment` is the user's own,
-    including keys: only for the researcher, never for a run. `transcripts` has a directory for each trial, `<number,
-    four digits>`, and `scratch` is for temporary files. `namespace` marks the processes that it starts. `papers`
-    searches the literature. `redact` removes keys from a text. `supervised` is a command with a supervisor that ends
-    what it leaves behind, where the system has such a thing. The limits are per proposal; None means no limit.
+    including keys: only for the researcher, never for a run. `transcripts` is a directory for what was asked and
+    answered, a file for each question, and `scratch` one for temporary files. `namespace` marks the processes that it
+    starts. `papers` searches the literature. `redact` removes keys from a text. `supervised` is a command with a
+    supervisor that ends what it leaves behind, where the system has such a thing. The limits are per proposal; None
+    means no limit.
     """
 
     seed: int = 0
@@ -116,7 +124,11 @@ class Checked(Protocol):
 
 
 class Researcher(Protocol):
-    """Proposes a change. Keeps no state that it could not rebuild from the brief."""
+    """Proposes a change. Keeps no state that it could not rebuild from the brief.
+
+    One with an attribute `side_by_side` that is true is asked several questions at the same time, each in a thread of
+    its own, when several runs can be made at the same time.
+    """
 
     name: str
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 
 from autoresearch.base.errors import Exhausted
 from autoresearch.ledger.campaign import Campaign, Trial
@@ -26,6 +28,9 @@ class Desk:
         self.refusals: list[ProposalRefused] = []
         self._stages = stages
         self._open: list[Question] = []
+        self._numbers = itertools.count()
+        for left in sorted(stages.workspace.transcripts.glob("*")):  # by a loop that was ended while it asked
+            self._keep_transcript(left.name)
         self._is_away = False
         self._not_before = 0.0  # on the monotonic clock
 
@@ -62,6 +67,7 @@ class Desk:
         for question in tuple(self._open):
             if question.wait(0):
                 self._open.remove(question)
+                self._keep_transcript(question.brief.transcript)
                 answer = answered(self._stages, campaign, question)
                 if isinstance(answer, Answer):
                     return answer
@@ -82,6 +88,7 @@ class Desk:
         """Record the cost of answers that came too late to be used."""
         for question in self._open:
             if question.wait(0):
+                self._keep_transcript(question.brief.transcript)
                 with contextlib.suppress(Exhausted):
                     self._stages.record(self._unused(answered(self._stages, campaign, question), campaign))
         self._open = []
@@ -98,7 +105,11 @@ class Desk:
         failing = len(self.refusals) >= self._stages.policy.patience
         told, before = own[-1] if own else None, len(self._open)
         asked = brief(self._stages, campaign, told, mend=not failing, before=before)
+        asked = dataclasses.replace(asked, question=next(self._numbers))
         return Question(researcher, asked, self._stages.clock)
+
+    def _keep_transcript(self, name: str) -> None:
+        self._stages.workspace.keep_transcript(name, self._stages.ledger.next_trial())
 
     def _failed(self, refused: ProposalRefused) -> None:
         self.refusals.append(refused)

@@ -48,6 +48,7 @@ class CommandResearcher:
     """Asks a program that the user names: `command:./my-agent.sh --fast`."""
 
     name = "command"
+    side_by_side = True
 
     def __init__(self, argument: str = "", kit: Kit = Kit()) -> None:
         """Take the program's command line, or the model of a known agent.
@@ -225,7 +226,7 @@ class Call:
             environment=self.environment(),
             log=self.directory / "output",
             deadline_seconds=seconds,
-            mark=f"{self.kit.namespace}/agent",
+            mark=f"{self.kit.namespace}/{self.directory.name}",
             poll=self._watch,
             stdin=stdin,
         )
@@ -244,7 +245,7 @@ class Call:
         return self.spec.account(self._output()) if self.spec else Account(self._output())
 
     def _keep_transcript(self) -> None:
-        path = self.kit.transcripts / f"{self.brief.trial:04d}" / "transcript.log"
+        path = self.kit.transcripts / self.brief.transcript
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for title, text in (("is asked", self.kit.redact(self.prompt)), ("says", self._output())):

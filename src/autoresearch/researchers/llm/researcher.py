@@ -36,6 +36,7 @@ class LlmResearcher:
     """Asks a language model for each proposal. `knobs` lets it name numbers to tune, which its note then contains."""
 
     name = "llm"
+    side_by_side = True
 
     def __init__(self, argument: str = "", kit: Kit = Kit(), *, knobs: bool = False) -> None:
         """Choose the model. Nothing is asked yet.
@@ -93,7 +94,7 @@ class LlmResearcher:
         """
         from autoresearch.researchers.llm import conversation
 
-        log = Transcript(self._kit.transcripts / f"{brief.trial:04d}" / "transcript.log", self._clean)
+        log = Transcript(self._kit.transcripts / brief.transcript, self._clean)
         talk = conversation.Conversation(
             choice=self._choice,
             deadline_seconds=self._kit.deadline_seconds,
