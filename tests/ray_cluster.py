@@ -35,10 +35,10 @@ def cluster(cache: Path, *nodes: str, memory: int | None = None) -> Iterator[Clu
         made.shutdown()
 
 
-def add(to: Cluster, cache: Path, name: str, **variables: str) -> Any:
-    """One more node."""
+def add(to: Cluster, cache: Path, name: str, gpus: int = 0, **variables: str) -> Any:
+    """One more node, of one processor, or one for each GPU that it says it has."""
     surroundings = {"AUTORESEARCH_CACHE": str(cache), **variables}
-    return to.add_node(num_cpus=1, num_gpus=0, node_name=name, env_vars=surroundings)
+    return to.add_node(num_cpus=max(1, gpus), num_gpus=gpus, node_name=name, env_vars=surroundings)
 
 
 def order(lab: Path, address: str, told: list[str], equipment: Equipment, **changes: Any) -> Order:

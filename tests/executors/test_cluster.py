@@ -177,6 +177,18 @@ def test_a_machine_that_is_added_is_used(lab: Path, cache: Path) -> None:
         assert got[0].incumbent.val_bpb == pytest.approx(1.04)
 
 
+def test_a_run_sees_its_own_gpu_and_machines_without_one_are_left_alone(lab: Path, cache: Path) -> None:
+    tell = "import os; print('GPU', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])\n"
+    with ray_cluster.cluster(cache, "without") as made:
+        ray_cluster.add(made, cache, "with", gpus=2)
+        site = joined(lab, made, gpus_per_run=None, cpus_per_run=None)
+        assert {ray_cluster.name_of(place.node) for place in site.places()} == {"with"}
+        found = searched(lab, site, [proposal(x, extra=tell + SLOW.format(3)) for x in (2.5, 2.0)])
+        logs = [(lab / trial.runs[0].log).read_text().splitlines() for trial in found.trials[1:]]
+        assert sorted(line for log in logs for line in log if line.startswith("GPU")) == ["GPU 0 1", "GPU 1 1"]
+        assert {trial.runs[0].environment["machine"] for trial in found.trials} == {"with"}
+
+
 def test_a_full_object_store_is_no_obstacle(lab: Path, cache: Path) -> None:
     with ray_cluster.cluster(cache, "one", memory=80_000_000) as made:
         site = joined(lab, made)

@@ -67,9 +67,9 @@ class Order:
 
     `runs` is where a run leaves its files, `namespace` marks its processes, and `python` runs the lab's files: here,
     and `python_there` on other machines (None: the one that runs autoresearch there). A campaign that has begun has its
-    `device` and its `sandbox`, which other machines must have too. The rest is for a cluster: its address (None:
-    it is started on this machine), the GPUs and processors of a run (None: a GPU, or else a
-    whole machine), a name of the `lab` that no other has, and `tell`, which is called with news of machines.
+    `device` and its `sandbox`, which other machines must have too. The rest is for a cluster: its address (None: it is
+    started on this machine), the GPUs and processors of a run (None: a GPU if the cluster has any, and its share of the
+    machine), a name of the `lab` that no other has, and `tell`, which is called with news of machines.
     """
 
     equipment: Equipment

@@ -48,7 +48,7 @@ class LocalExecutor:
 
     What a run leaves (log, curve, events, checkpoint) goes to `<runs>/<run_id>/`. `namespace` marks this lab's
     processes, so that those left by a killed program can be found. Of the machine's files a run sees what it needs to
-    start, and what `readable` names when it starts.
+    start, and what `readable` names when it starts. `compiled` is where the lab's compiled kernels are kept.
     """
 
     name = "local"
@@ -63,6 +63,7 @@ class LocalExecutor:
         grader: Grader,
         limits: Limits = NO_LIMITS,
         readable: Callable[[], Sequence[Path]] = tuple,
+        compiled: Path | None = None,
     ) -> None:
         self.runs = runs
         self.python = python
@@ -72,6 +73,7 @@ class LocalExecutor:
         self.grader = grader
         self.limits = limits
         self.readable = readable
+        self.compiled = compiled or runs.parent / COMPILED
 
     @property
     def sandbox(self) -> str:
@@ -106,7 +108,7 @@ class LocalExecutor:
         scratch = self._scratch(request)
         shutil.rmtree(scratch, ignore_errors=True)
         frozen = lay_out(request, scratch)
-        compiled = Compiled(self.runs.parent / COMPILED, directory / COMPILED)
+        compiled = Compiled(self.compiled, directory / COMPILED)
         with contextlib.suppress(OSError):  # it can do without
             compiled.lend()
         watch = _Watcher(directory, progress)

@@ -31,10 +31,13 @@ def here(order: Order) -> Site:
     return Site(made, lambda: parts, str(device))
 
 
-def executor(equipment: Equipment, runs: Path, python: Path, namespace: str, device: str) -> LocalExecutor:
+def executor(
+    equipment: Equipment, runs: Path, python: Path, namespace: str, device: str, compiled: Path | None = None
+) -> LocalExecutor:
     """The executor of such a lab's runs on this machine, with the sandbox that is wanted or works.
 
-    `runs` is where a run leaves its files, `namespace` marks its processes, and `device` is the kind of device.
+    `runs` is where a run leaves its files, `namespace` marks its processes, `device` is the kind of device, and
+    `compiled` is where compiled kernels are kept, if not beside the runs.
 
     Raises:
         UserError: the sandbox does not work here.
@@ -48,6 +51,7 @@ def executor(equipment: Equipment, runs: Path, python: Path, namespace: str, dev
         grader(equipment),
         Limits(memory_gb=equipment.memory_gb),
         _readable(equipment),
+        compiled,
     )
 
 

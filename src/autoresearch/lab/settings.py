@@ -61,7 +61,7 @@ class Config(BaseModel):
         "it is started on this machine",
     )
     gpus_per_run: int | None = Field(
-        default=None, ge=0, description="GPUs of a run in a cluster; otherwise 1 on machines that have one"
+        default=None, ge=0, description="GPUs of a run in a cluster; otherwise 1 if the cluster has any"
     )
     cpus_per_run: int | None = Field(
         default=None, ge=1, description="processors of a run in a cluster; otherwise its share of the machine's"

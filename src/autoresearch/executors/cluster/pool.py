@@ -196,9 +196,10 @@ class Pool:
             gone = self._machines.pop(node)
             if gone.problem is None:
                 self._order.tell(f"{gone.name} is gone")
+        has_gpus = any(facts["Resources"].get("GPU") for facts in living.values())
         for node, facts in living.items():
             if node not in self._machines:
-                self._machines[node] = self._met(node, facts)
+                self._machines[node] = self._met(node, facts, has_gpus=has_gpus)
         for each in self._machines.values():
             self._hear(each)
         for each in self._machines.values():
@@ -221,11 +222,12 @@ class Pool:
         self._nodes_known = ray.nodes()  # type: ignore[no-untyped-call]
         return self._nodes_known
 
-    def _met(self, node: str, facts: dict[str, Any]) -> Machine:
+    def _met(self, node: str, facts: dict[str, Any], *, has_gpus: bool) -> Machine:
+        """A machine of a cluster that `has_gpus` somewhere, and what it has room for."""
         resources, order = facts["Resources"], self._order
-        has_gpus, has_cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        gpus = order.gpus_per_run if order.gpus_per_run is not None else min(1, has_gpus)
-        by_gpu = has_gpus // gpus if gpus else None
+        there, has_cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        gpus = order.gpus_per_run if order.gpus_per_run is not None else int(has_gpus)
+        by_gpu = there // gpus if gpus else None
         cores = order.cpus_per_run or max(1, has_cores // (by_gpu or 1))
         room = min(has_cores // cores, by_gpu if by_gpu is not None else has_cores)
         name = facts.get("NodeName") or facts["NodeManagerAddress"]
@@ -234,7 +236,7 @@ class Pool:
         options = {"num_gpus": gpus, "num_cpus": cores, "max_concurrency": AT_ONCE, "max_restarts": 0}
         met = Machine(node, name, room, None if gpus else cores, options)
         if not room:
-            has = f"it has {has_gpus} GPUs and {has_cores} processors, but a run needs {gpus} and {cores}"
+            has = f"it has {there} GPUs and {has_cores} processors, but a run needs {gpus} and {cores}"
             met.problem = has  # not worth a word: a head often has none
         return met
 

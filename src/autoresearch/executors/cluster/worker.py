@@ -75,7 +75,8 @@ class Worker:
         python = interpreter(plan)
         device = hardware.device(plan.cores)
         slot = self._own_directory(plan.lab)
-        made = machine.executor(plan.equipment, slot / "trials", python, f"{slot}:", device.kind)
+        compiled = slot.with_name("compiled")  # for all slots of the lab on this machine
+        made = machine.executor(plan.equipment, slot / "trials", python, f"{slot}:", device.kind, compiled)
         made.end_leftovers()
         shutil.rmtree(made.runs, ignore_errors=True)
         prepare(plan, python)
