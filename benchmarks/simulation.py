@@ -312,7 +312,7 @@ def stages(
         guidance=lambda: "",
         redact=lambda text: text,
         prepare=lambda files: None,
-        examine=lambda trial: None,
+        examine=lambda trial, poll: None,
         announce=announce,
         progress=lambda trial, event: None,
         places=lambda: tuple(Place(node="simulated", share=share) for share in range(way.slots)),

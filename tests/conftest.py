@@ -80,7 +80,7 @@ def stages(root: Path, lines: Sequence[Any] = (), events: list[Event] | None = N
         "guidance": workspace.read_guidance,
         "redact": config.redact,
         "prepare": lambda files: None,
-        "examine": lambda trial: None,
+        "examine": lambda trial, poll: None,
         "announce": (events if events is not None else []).append,
         "progress": lambda trial, event: None,
     }

@@ -21,10 +21,10 @@ from autoresearch.base import git, variables
 from autoresearch.base.errors import UserError
 from autoresearch.executors import machine
 from autoresearch.executors.sandbox import sandboxes
-from autoresearch.ledger.campaign import Campaign
-from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted
+from autoresearch.ledger.campaign import Campaign, Trial
+from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted, Verdict
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import Place, Proposal, Purpose, Status
+from autoresearch.ledger.records import Place, Proposal, Purpose, RunEvent, Status
 from autoresearch.loop import compose
 from autoresearch.loop.loop import run_campaign
 from autoresearch.researchers.interface import Brief, Kit
@@ -367,3 +367,49 @@ def test_agents_are_asked_side_by_side_and_each_trial_has_its_own_transcript(wid
     for trial in made:
         text = (wide / f".autoresearch/trials/{trial.number:04d}/transcript.log").read_text()
         assert re.findall(r"said by (agent \d)", text) == [trial.proposed.idea]
+
+
+def test_the_other_slot_goes_on_while_a_keep_is_examined(wide: Path) -> None:
+    """Its verdict waits for that, and is about the best version as it is then."""
+    told: list[str] = []
+
+    def examine(trial: Trial, poll: Callable[[], None]) -> str | None:
+        told.append(f"examined {trial.number}")
+        while told.count("started") < 4:  # the baseline, it, and two more
+            poll()
+            time.sleep(0.05)
+        told.append("found")
+        return "its model is another one"
+
+    def announce(event: Event) -> None:
+        told.extend(["started"] * isinstance(event, RunStarted) + ["verdict"] * isinstance(event, Verdict))
+
+    lines = [Proposal(f"X to {x}", {"train.py": edited(X=x, SLEEP=0.3)}) for x in (2.5, 3.5, 4.0)]
+    parts = stages(wide, researcher=Side(*lines), places=TWO, examine=examine, announce=announce)
+    run_campaign(parts, "t", until_made(3))
+    assert told.index("examined 1") < told.index("found")
+    statuses = {trial.number: trial.verdict.status for trial in campaign(wide).trials if trial.verdict}
+    assert statuses[1] is Status.INVALID
+    assert statuses[2] is Status.DISCARD
+
+
+def test_an_examination_is_ended_with_its_loop(wide: Path) -> None:
+    ended = threading.Event()
+
+    def examine(trial: Trial, poll: Callable[[], None]) -> str | None:
+        try:
+            while True:
+                poll()
+                time.sleep(0.05)
+        finally:
+            ended.set()
+
+    def progress(number: int, event: RunEvent) -> None:
+        if event.name == "examined_again":
+            threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,)).start()
+
+    parts = stages(wide, researcher=Side(change("X to 2.5", X=2.5)), places=TWO, examine=examine, progress=progress)
+    with pytest.raises(KeyboardInterrupt):
+        run_campaign(parts, "t", never)
+    assert ended.is_set()
+    assert campaign(wide).trials[1].verdict is None

@@ -153,7 +153,7 @@ def test_the_loop_examines_keeps_and_nothing_else(tmp_path: Path) -> None:
 
     asked: list[int] = []
 
-    def examine(trial: Trial) -> str | None:
+    def examine(trial: Trial, poll: Callable[[], None]) -> str | None:
         asked.append(trial.number)
         return "it looked ahead" if trial.number == 3 else None
 

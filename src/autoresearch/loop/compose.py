@@ -151,10 +151,12 @@ def cell(settings: Config, root: Path) -> Cell:
     )
 
 
-def examiner(settings: Config, workspace: Workspace, prepare_py: str | None) -> Callable[[Trial], str | None]:
+def examiner(
+    settings: Config, workspace: Workspace, prepare_py: str | None
+) -> Callable[[Trial, Callable[[], None]], str | None]:
     """What examines the kept trials of a lab once more. Nothing does if its scores are its own word."""
     if prepare_py is None:
-        return lambda trial: None
+        return lambda trial, poll: None
     from autoresearch.models.examination import Examiner  # imports torch, which a lab may not need
 
     return Examiner(

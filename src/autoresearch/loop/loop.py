@@ -21,7 +21,7 @@ from autoresearch.loop.run import FIRST_SEED, run_once
 from autoresearch.loop.slots import Slots
 from autoresearch.loop.stages import Stages
 from autoresearch.loop.start import baseline, begin, caught_up, check_researcher
-from autoresearch.loop.trial import commit, conclude, decided, enter, publish, run_trial
+from autoresearch.loop.trial import commit, conclude, decided, enter, is_to_be_examined, publish, run_trial
 
 POLL_SECONDS = 0.02
 
@@ -105,6 +105,7 @@ class Driver:
         self._desk = Desk(stages)
         self._made = 0
         self._begun: set[int] = set()  # trials with a run that was started here
+        self._to_examine: set[int] = set()  # trials that are decided, if nothing is wrong with their models
         self._asked: bool | None = None  # whether the last confirmation is asked for, once nothing else is to do
         self._is_over = False
         self._known: Campaign | None = None  # in which nothing was found to start
@@ -133,7 +134,10 @@ class Driver:
             campaign = self._campaign
             if self._slots.of(trial) or (decision := decided(self._stages, campaign, trial)) is None:
                 continue
-            conclude(self._stages, campaign, trial, decision)
+            if is_to_be_examined(campaign, decision) and trial.number not in self._slots.examined:
+                self._to_examine.add(trial.number)
+                continue
+            conclude(self._stages, campaign, trial, decision, self._slots.examined.get(trial.number))
             self._made += campaign.incumbent is not None
         self._concluded = self._campaign
         self._check_enough()
@@ -161,6 +165,10 @@ class Driver:
     def _start_known(self, campaign: Campaign) -> bool:
         """Start what the campaign itself asks for. Whether there was anything."""
         for trial in self._unfinished():
+            if trial.number in self._to_examine:
+                self._to_examine.discard(trial.number)
+                self._slots.examine(trial)
+                return True
             if (seed := self._next_seed(trial)) is not None:
                 return self._start(trial, Purpose.TRIAL, seed)
         if self.reason is not None:

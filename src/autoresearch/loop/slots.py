@@ -1,9 +1,9 @@
-"""Runs side by side: each in a thread of its own, on its own part of the machine."""
+"""Runs and examinations side by side: each in a thread of its own, on its own part of the machine."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -11,6 +11,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Place, Purpose, RunEvent, Wanted
 from autoresearch.loop.run import run_once
 from autoresearch.loop.stages import Stages
+from autoresearch.loop.trial import examined
 
 
 class Grounded(Exception):
@@ -19,18 +20,22 @@ class Grounded(Exception):
 
 @dataclass
 class Flight:
-    """A run that was started: of which trial, what for, on which seed, and where."""
+    """A run that was started: of which trial, what for, on which seed, and where. One without a seed is an examination
+    of the trial's model."""
 
     trial: int
     purpose: Purpose
-    seed: int
+    seed: int | None
     place: Place
     error: BaseException | None = None
     thread: threading.Thread = field(default_factory=threading.Thread)
 
 
 class Slots:
-    """The runs in flight. On leaving, the runs that are still in flight are ended."""
+    """The runs in flight. On leaving, the runs that are still in flight are ended.
+
+    `examined` says of each trial whose model was examined once more what is wrong with it; None if nothing is.
+    """
 
     def __init__(self, stages: Stages) -> None:
         self._stages = replace(stages, progress=self._hear)
@@ -40,6 +45,7 @@ class Slots:
         self._numbers: dict[int, int] = {}  # the next run's of each trial
         self._lock = threading.Lock()
         self._news, self._over = threading.Event(), threading.Event()
+        self.examined: dict[int, str | None] = {}
 
     def __enter__(self) -> Slots:
         return self
@@ -65,7 +71,7 @@ class Slots:
     @property
     def wanted(self) -> list[Wanted]:
         """What is in flight for a confirmation."""
-        return [Wanted(each.trial, each.seed) for each in self._flights if each.purpose is Purpose.CONFIRM]
+        return [Wanted(each.trial, each.seed or 0) for each in self._flights if each.purpose is Purpose.CONFIRM]
 
     def of(self, trial: Trial) -> list[Flight]:
         """The flights that are to decide a trial."""
@@ -74,7 +80,21 @@ class Slots:
     def start(self, campaign: Campaign, trial: Trial, purpose: Purpose, seed: int) -> None:
         """Start a run in a free slot."""
         flight = Flight(trial.number, purpose, seed, self._free()[0])
-        flight.thread = threading.Thread(target=self._fly, args=(flight, campaign, trial), name="run", daemon=True)
+        self._start(
+            flight,
+            lambda: run_once(self._stages, campaign, trial, purpose, seed, self._number, flight.place),
+        )
+
+    def examine(self, trial: Trial) -> None:
+        """Start the examination of a trial's model in a free slot, as it needs one's share of the machine."""
+
+        def work() -> None:
+            self.examined[trial.number] = examined(self._stages, trial, self._check)
+
+        self._start(Flight(trial.number, Purpose.TRIAL, None, self._free()[0]), work)
+
+    def _start(self, flight: Flight, work: Callable[[], object]) -> None:
+        flight.thread = threading.Thread(target=self._fly, args=(flight, work), name="run", daemon=True)
         self._flights.append(flight)
         flight.thread.start()
 
@@ -101,16 +121,19 @@ class Slots:
         self._news.clear()
         self._places = self._stages.places()
 
-    def _fly(self, flight: Flight, campaign: Campaign, trial: Trial) -> None:
+    def _fly(self, flight: Flight, work: Callable[[], object]) -> None:
         try:
-            run_once(self._stages, campaign, trial, flight.purpose, flight.seed, self._number, flight.place)
+            work()
         except BaseException as error:  # raised again in the loop's own thread
             flight.error = error
         self._news.set()
 
-    def _hear(self, trial: int, event: RunEvent) -> None:
+    def _check(self) -> None:
         if self._over.is_set():
             raise Grounded
+
+    def _hear(self, trial: int, event: RunEvent) -> None:
+        self._check()
         self._tell(trial, event)
 
     def _number(self, trial: Trial) -> int:

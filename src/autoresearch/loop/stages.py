@@ -59,7 +59,8 @@ class Stages:
     """Everything that a campaign is made of.
 
     `program` and `guidance` read the user's texts again for each proposal. `prepare` makes the data of a commit's files
-    ready. `examine` says why a kept trial's model is not the one that was graded; None if it is. `redact` removes keys
+    ready. `examine` says why a kept trial's model is not the one that was graded; None if it is. It calls a function
+    meanwhile, which may raise. `redact` removes keys
     from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on, `preset` the sizes the lab
     was created with. `places` gives the slots, in which runs are side by side: in a cluster they come and go. `clock`
     tells the seconds by which the questions to a researcher are timed.
@@ -86,7 +87,7 @@ class Stages:
     guidance: Callable[[], str]
     redact: Callable[[str], str]
     prepare: Callable[[Mapping[str, bytes]], None]
-    examine: Callable[[Trial], str | None]
+    examine: Callable[[Trial, Callable[[], None]], str | None]
     announce: Callable[[Event], None]
     progress: Callable[[int, RunEvent], None]
     places: Callable[[], tuple[Place, ...]] = lambda: (Place(),)

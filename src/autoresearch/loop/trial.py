@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 from autoresearch.base import atomic
 from autoresearch.base.errors import UserError
@@ -28,7 +29,8 @@ def run_trial(stages: Stages, campaign: Campaign, trial: Trial) -> None:
     """Run a trial until the judge has decided it, and record the verdict."""
     while (decision := decided(stages, campaign, trial)) is None:
         trial = run_once(stages, campaign, trial)
-    conclude(stages, campaign, trial, decision)
+    problem = examined(stages, trial, lambda: None) if is_to_be_examined(campaign, decision) else None
+    conclude(stages, campaign, trial, decision, problem)
 
 
 def decided(stages: Stages, campaign: Campaign, trial: Trial) -> Decision | None:
@@ -39,12 +41,21 @@ def decided(stages: Stages, campaign: Campaign, trial: Trial) -> Decision | None
     return None if decision.rerun else decision
 
 
-def conclude(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision) -> None:
-    """Examine a keep once more, and record the verdict."""
-    if decision.status is Status.KEEP and campaign.incumbent is not None:
-        stages.progress(trial.number, RunEvent("examined_again", 0.0, {}))
-        if problem := stages.examine(trial):
-            decision = Decision(Status.INVALID, problem)
+def is_to_be_examined(campaign: Campaign, decision: Decision) -> bool:
+    """Whether a trial's model is examined once more before its verdict: a keep's, unless it is the baseline."""
+    return decision.status is Status.KEEP and campaign.incumbent is not None
+
+
+def examined(stages: Stages, trial: Trial, poll: Callable[[], None]) -> str | None:
+    """Examine a trial's model once more. Returns why it is not the one that was graded; None if it is."""
+    stages.progress(trial.number, RunEvent("examined_again", 0.0, {}))
+    return stages.examine(trial, poll)
+
+
+def conclude(stages: Stages, campaign: Campaign, trial: Trial, decision: Decision, problem: str | None) -> None:
+    """Record the verdict on a trial: the decision, unless a `problem` was found when its model was examined."""
+    if problem and is_to_be_examined(campaign, decision):
+        decision = Decision(Status.INVALID, problem)
     for run in trial.runs:
         stages.workspace.answers(trial.number, run.run).unlink(missing_ok=True)
     if disturbed := next((run.disturbed for run in trial.runs if run.disturbed), None):

@@ -49,8 +49,11 @@ class Examiner:
     data: Callable[[], SplitData]
     tokenizer: Callable[[], bytes]
 
-    def examine(self, trial: Trial) -> str | None:
-        """Why the model of a trial is not the one that was graded; None if it is, or if its answers are not known."""
+    def examine(self, trial: Trial, poll: Callable[[], None] = lambda: None) -> str | None:
+        """Why the model of a trial is not the one that was graded; None if it is, or if its answers are not known.
+
+        `poll` is called about twenty times a second; what it raises ends the examination, and is raised here.
+        """
         run = next((run for run in trial.runs if self.workspace.answers(trial.number, run.run).is_file()), None)
         if run is None:
             return None
@@ -60,7 +63,7 @@ class Examiner:
             return "its model cannot be examined again: it left no checkpoint"
         data = self.data()
         try:
-            nats = self._rebuilt(trial, saved_model.weights(self.workspace, trial, run), answers, data)
+            nats = self._rebuilt(trial, saved_model.weights(self.workspace, trial, run), answers, data, poll)
         except NotRebuilt as error:
             return (
                 f"its model cannot be rebuilt from its checkpoint ({error}): `build(device, vocab_size)` of train.py "
@@ -68,7 +71,9 @@ class Examiner:
             )
         return difference(answers.nats, nats)
 
-    def _rebuilt(self, trial: Trial, checkpoint: Path, answers: Answers, data: SplitData) -> Array:
+    def _rebuilt(
+        self, trial: Trial, checkpoint: Path, answers: Answers, data: SplitData, poll: Callable[[], None]
+    ) -> Array:
         """What the rebuilt model says of the same tokens, in nats.
 
         Raises:
@@ -85,7 +90,8 @@ class Examiner:
         with laid_out(files) as scratch:
             np.save(scratch / "rows.npy", shown)
             np.save(scratch / "places.npy", answers.places)
-            _run(self.cell(), scratch, {"checkpoint": str(checkpoint), "device": "auto", "batch": batch}, checkpoint)
+            settings = {"checkpoint": str(checkpoint), "device": "auto", "batch": batch}
+            _run(self.cell(), scratch, settings, checkpoint, poll)
             logits = _read(scratch / "logits", (len(rows), data.vocabulary)).astype(np.float64)
         most = logits.max(axis=1, keepdims=True)
         total = most[:, 0] + np.log(np.exp(logits - most).sum(axis=1))
@@ -99,11 +105,11 @@ class NotRebuilt(Exception):
     """The process gave no answers; the message says why."""
 
 
-def _run(cell: Cell, scratch: Path, settings: Mapping[str, object], checkpoint: Path) -> None:
+def _run(cell: Cell, scratch: Path, settings: Mapping[str, object], checkpoint: Path, poll: Callable[[], None]) -> None:
     """Run the model's process to its end."""
     try:
         command = cell.command([REBUILDER_NAME, json.dumps(settings)], scratch, checkpoint)
-        code, why = cell.run(command, scratch, deadline_seconds=SECONDS)
+        code, why = cell.run(command, scratch, deadline_seconds=SECONDS, poll=poll)
     except EndRun as error:
         code, why = None, str(error)
     if code != 0:
