@@ -121,6 +121,7 @@ def _asked(lab: Path, settings: Config, *, online: bool) -> str:
     compose.interpreter(settings, workspace.root)
     compose.judge(settings)
     registry.find("executor", registry.EXECUTORS, settings.executor)
+    compose.check_cluster(settings)
     compose.check_caps(settings)
     made = compose.researcher(settings.researcher, compose.kit(workspace, settings, f"lab:{workspace.root}:"))
     if not isinstance(made, Checked):

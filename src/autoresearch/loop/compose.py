@@ -124,7 +124,7 @@ def site(
         python_there=str(settings.python) if settings.python else None,
         lab=hashlib.sha256(f"{workspace.root} {git.first_commit(workspace.root)}".encode()).hexdigest()[:12],
         slots=slots,
-        address=settings.ray_address or variables.of_user().get(config.RAY_ADDRESS),
+        address=ray_address(settings),
         gpus_per_run=settings.gpus_per_run,
         cpus_per_run=settings.cpus_per_run,
         device=classes[0].device if classes else None,
@@ -133,6 +133,22 @@ def site(
     )
     made: Site = registry.find("executor", registry.EXECUTORS, settings.executor)(order)
     return made
+
+
+def check_cluster(settings: Config) -> None:
+    """Raise a UserError if the lab's runs are for a cluster, and Ray is not installed, or nobody answers at its
+    address."""
+    if settings.executor == "ray":
+        from autoresearch.executors.cluster import joining
+
+        joining.library()
+        if address := ray_address(settings):
+            joining.check(address)
+
+
+def ray_address(settings: Config) -> str | None:
+    """Where the lab's cluster is; None if it is to be started on this machine."""
+    return settings.ray_address or variables.of_user().get(config.RAY_ADDRESS) or None
 
 
 def tell(progress: Callable[[int, RunEvent], None]) -> Callable[[str], None]:

@@ -17,6 +17,19 @@ CONNECT_SECONDS, RELEASE_SECONDS = 5.0, 30.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
+def library() -> Any:
+    """Ray itself.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("the executor ray needs Ray: `pip install 'autoresearch[ray]'`") from error
+    return ray
+
+
 def join(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one on this machine if there is no address. Does nothing if that is done.
 
@@ -42,8 +55,8 @@ def join(ray: Any, address: str | None) -> None:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         version = f"the version here is {metadata.version('ray')}"
         raise UserError(
-            f"cannot {where} ({why[:300]}): {version}, all of a cluster need the same Python and Ray, and on this "
-            "machine Ray must have been started, with `ray start --address=HOST:PORT`"
+            f"cannot {where} ({why[:300]}): {version}; all machines of a cluster need the same Ray and Python, and on "
+            "this one Ray must have been started, with `ray start --address=HOST:PORT`"
         ) from error
 
 

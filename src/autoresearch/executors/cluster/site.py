@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autoresearch.base.errors import UserError
 from autoresearch.executors.cluster import joining
 from autoresearch.executors.interface import Order, Site
 
@@ -13,10 +12,7 @@ def there(order: Order) -> Site:
     Raises:
         UserError: there is none, or none of its machines can carry out the lab's runs, and why.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("the executor ray needs Ray: `pip install 'autoresearch[ray]'`") from error
+    ray = joining.library()
     joining.join(ray, order.address)
     joining.claim(ray, order.lab)
     from autoresearch.executors.cluster.driver import RayExecutor
