@@ -56,6 +56,7 @@ def order(lab: Path, address: str, told: list[str], equipment: Equipment, **chan
         cpus_per_run=1,
         device=None,
         sandbox=None,
+        alone=False,
         tell=told.append,
     )
     return replace(made, **changes)

@@ -79,6 +79,7 @@ def made(kind: str, lab: Path, address: str, equipment: Equipment) -> Executor:
         cpus_per_run=1,
         device=None,
         sandbox=None,
+        alone=False,
         tell=print,
     )
     if kind == "local":

@@ -24,14 +24,15 @@ from autoresearch.executors.sandbox import sandboxes
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted, Verdict
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import Place, Proposal, Purpose, RunEvent, Status
+from autoresearch.ledger.records import Outcome, Place, Proposal, Purpose, RunEvent, Status
 from autoresearch.loop import compose
-from autoresearch.loop.loop import run_campaign
+from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.researchers.interface import Brief, Kit
 from conftest import never, stages
 from judged import posterior_judge
 
 TWO = (Place(), Place())
+needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two slots need two processors")
 XS = (2.5, 2.2, 2.0, 1.8, 1.5, 1.2)
 LINES = "A = 1\nB = 2\nC = 3\nD = 4\nE = 5\nF = 6\nG = 7\n"
 TRAIN = f"""
@@ -117,6 +118,44 @@ def test_the_seeds_of_the_baseline_and_confirmations_fill_the_slots(wide: Path) 
     confirming = [each for each in started if each.purpose is Purpose.CONFIRM]
     assert len({(each.trial, each.seed) for each in confirming}) == len(confirming) >= 4
     assert most_at_once(events) == 3
+
+
+def test_a_confirmation_that_is_asked_for_fills_the_slots_too(wide: Path) -> None:
+    judge = posterior_judge(baseline_seeds=2, max_runs=1)
+    run_campaign(stages(wide, [change("X to 1.5", X=1.5)], judge=judge), "t", never, confirming=False)
+    events: list[Event] = []
+    found = confirm_now(stages(wide, events=events, judge=judge, places=TWO), "t", lambda: False)
+    assert found is not None
+    assert found.outcome is Outcome.CONFIRMED
+    assert {event.purpose for event in events if isinstance(event, RunEnded)} == {Purpose.CONFIRM}
+    assert most_at_once(events) == 2
+
+
+@needs_two
+def test_what_comes_after_a_search_in_shares_of_a_machine_runs_in_such_a_share(wide: Path) -> None:
+    """Otherwise its runs could not be compared with those of the search."""
+    options = ("--trials", "1", "--no-confirm")
+    process = start(wide, *options)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    before = Ledger(wide / ".autoresearch/ledger.jsonl").campaign()
+    assert before is not None
+    assert before.trials[0].runs[0].device is not None
+    for words in (["replay", "0"], ["confirm"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "autoresearch", words[0], "--lab", str(wide), *words[1:]],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    (wide / "train.py").write_text(edited(X=1.1))
+    tried = [sys.executable, "-m", "autoresearch", "try", "--lab", str(wide), "-m", "by hand"]
+    done = subprocess.run(tried, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    after = Ledger(wide / ".autoresearch/ledger.jsonl").campaign()
+    assert after is not None
+    assert {run.device for trial in after.trials for run in trial.every_run} == {before.trials[0].runs[0].device}
 
 
 def test_a_change_of_an_older_incumbent_is_carried_over_to_the_new_one(wide: Path) -> None:
@@ -245,9 +284,6 @@ def until_both_fly(lab: Path, since: int = 0) -> int:
             return since + len(text)
         time.sleep(0.05)
     raise AssertionError("it did not come to that")
-
-
-needs_two = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two slots need two processors")
 
 
 @needs_two

@@ -62,7 +62,8 @@ class InteractiveLab(Answers):
         def tried() -> dict[str, object]:
             self.ledger.repair()
             tag = compose.tag_of(wish.tag, self.ledger, self.workspace)
-            stages = compose.compose(self.workspace, self.ledger, settings, tag, announce, progress, agent=Agent())
+            parts = self.workspace, self.ledger, settings, tag, announce, progress
+            stages = compose.compose(*parts, agent=Agent(), alone=True)
             return self._tried(stages, tag, wish, files)
 
         pending.wait(
@@ -191,7 +192,7 @@ class InteractiveLab(Answers):
         if not why.strip():
             raise UserError("the reason is empty: say why in one line, for the record")
         tag = self.trial(number).proposed.tag
-        settings = config.load(self.workspace.program)[0]
+        settings = config.load(self.workspace.program)[0].model_copy(update={"executor": "local"})  # nothing is run
         with self.workspace.lock():
             self.ledger.repair()
             ignore = lambda *_: None  # noqa: E731

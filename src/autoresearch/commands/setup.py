@@ -20,7 +20,7 @@ from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.planner import Row
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.loop import compose
+from autoresearch.loop import compose, where
 from autoresearch.researchers.interface import Checked
 from autoresearch.views import setup as view
 
@@ -118,10 +118,10 @@ def doctor_(
 def _asked(lab: Path, settings: Config, *, online: bool) -> str:
     """Whether the lab's researcher, judge and executor can be used, in words."""
     workspace = Workspace.open(lab)
-    compose.interpreter(settings, workspace.root)
+    where.interpreter(settings, workspace.root)
     compose.judge(settings)
     registry.find("executor", registry.EXECUTORS, settings.executor)
-    compose.check_cluster(settings)
+    where.check_cluster(settings)
     compose.check_caps(settings)
     made = compose.researcher(settings.researcher, compose.kit(workspace, settings, f"lab:{workspace.root}:"))
     if not isinstance(made, Checked):
@@ -133,7 +133,7 @@ def _asked(lab: Path, settings: Config, *, online: bool) -> str:
 def _fit(lab: Path, *, as_json: bool) -> None:
     workspace, console = Workspace.open(lab), Console()
     settings, _ = config.load(workspace.program)
-    python = compose.interpreter(settings, workspace.root)
+    python = where.interpreter(settings, workspace.root)
     rows: list[Row] = []
 
     def announce(row: Row) -> None:
@@ -182,5 +182,5 @@ def train(lab: Lab = HERE) -> None:
 def _run_by_hand(lab: Path, file: str, environment: dict[str, str]) -> None:
     workspace = Workspace.open(lab)
     settings, _ = config.load(workspace.program)
-    if process.run_attached([str(compose.interpreter(settings, workspace.root)), file], workspace.root, environment):
+    if process.run_attached([str(where.interpreter(settings, workspace.root)), file], workspace.root, environment):
         raise typer.Exit(1)

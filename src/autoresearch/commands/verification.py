@@ -38,7 +38,12 @@ from autoresearch.views.live import LiveView
 
 @contextlib.contextmanager
 def at_work(
-    lab: Path, tag: Callable[[Ledger, Workspace], str], agent: Researcher | None = None, **changes: object
+    lab: Path,
+    tag: Callable[[Ledger, Workspace], str],
+    agent: Researcher | None = None,
+    *,
+    alone: bool = False,
+    **changes: object,
 ) -> Iterator[tuple[Stages, str, Callable[[], bool]]]:
     """The stages of one of this lab's campaigns, with the lab locked; its tag; and whether Ctrl-C was pressed.
 
@@ -56,7 +61,12 @@ def at_work(
             stopping.interrupts(console.print) as interrupted,
         ):
             yield (
-                compose.compose(workspace, ledger, settings, name, view.event, view.progress, agent=agent, quiet=True),
+                compose.compose(
+                    *(workspace, ledger, settings, name, view.event, view.progress),
+                    agent=agent,
+                    quiet=True,
+                    alone=alone,
+                ),
                 name,
                 interrupted,
             )
@@ -90,7 +100,7 @@ def replay(
     Example: autoresearch replay 3
     """
     known = Answers(Workspace.open(lab)).trial(trial)
-    with at_work(lab, lambda *_: known.proposed.tag, Agent()) as (stages, name, _):
+    with at_work(lab, lambda *_: known.proposed.tag, Agent(), alone=True) as (stages, name, _):
         campaign = stages.campaign(name)
         expected, parent = standings.expected(campaign, known), campaign.parent_of(known)
         run = replayed(stages, name, trial)

@@ -63,7 +63,8 @@ class Equipment:
 
 @dataclass(frozen=True)
 class Order:
-    """What a campaign asks for: `slots` side by side, a number or "auto", on machines with this equipment.
+    """What a campaign asks for: `slots` side by side, a number or "auto", on machines with this equipment. If it is
+    `alone`, its runs come one after the other all the same.
 
     `runs` is where a run leaves its files, `namespace` marks its processes, and `python` runs the lab's files: here,
     and `python_there` on other machines (None: the one that runs autoresearch there). A campaign that has begun has its
@@ -84,6 +85,7 @@ class Order:
     cpus_per_run: int | None
     device: str | None
     sandbox: str | None
+    alone: bool
     tell: Callable[[str], None]
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -95,9 +95,9 @@ class LocalExecutor:
             UserError: it cannot be graded, or the lab's Python disappeared after the campaign started.
             FileNotFoundError: the lab did.
         """
-        confine(request.place)
-        session = self.grader.session(request, lambda score: weigh(score).holdout)
-        result = self._result(request, progress, session)
+        with confined(request.place):
+            session = self.grader.session(request, lambda score: weigh(score).holdout)
+            result = self._result(request, progress, session)
         return dataclasses.replace(result, grading=graded(session, result))
 
     def _result(self, request: RunRequest, progress: Progress, session: Session) -> RunResult:
@@ -186,11 +186,20 @@ class LocalExecutor:
         return process.Ended(signaled(ended.exit_code), ended.seconds), ""
 
 
-def confine(place: Place) -> None:
+@contextlib.contextmanager
+def confined(place: Place) -> Iterator[None]:
     """Keep this thread, and all that it starts, to a place's processors, where the system can do that."""
-    if place.processors and hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):  # some of them went away
-            os.sched_setaffinity(0, place.processors)
+    if not place.processors or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):  # some of them went away
+        os.sched_setaffinity(0, place.processors)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 def graded(session: Session, result: RunResult) -> Grading:

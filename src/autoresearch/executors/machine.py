@@ -18,6 +18,8 @@ from autoresearch.grading.grader import SelfReported, TrustedGrader
 from autoresearch.grading.interface import Grader
 from autoresearch.ledger.records import Place
 
+AUTO = "auto"
+
 
 def here(order: Order) -> Site:
     """This machine as it was ordered.
@@ -25,10 +27,30 @@ def here(order: Order) -> Site:
     Raises:
         UserError: it does not have that.
     """
-    parts = places(order.slots, hardware.gpus())
-    device = hardware.device(len(parts[0].processors) or None)
+    parts = parts_of(order)
+    device = device_of(parts)
     made = executor(order.equipment, order.runs, order.python, order.namespace, device.kind)
     return Site(made, lambda: parts, str(device))
+
+
+def parts_of(order: Order) -> tuple[Place, ...]:
+    """The slots of this machine. A campaign that began in shares of a machine continues in such shares, unless another
+    number of slots is asked for.
+
+    Raises:
+        UserError: the machine has fewer.
+    """
+    gpus, cores = hardware.gpus(), len(hardware.usable_cores())
+    first = places(order.slots, gpus)
+    if gpus or order.slots != AUTO or order.device in (None, str(device_of(first))):
+        return first
+    others = (places(count, gpus) for count in range(2, cores + 1))
+    return next((parts for parts in others if str(device_of(parts)) == order.device), first)
+
+
+def device_of(parts: Sequence[Place]) -> hardware.Device:
+    """What a run in one of this machine's slots has."""
+    return hardware.device(len(parts[0].processors) or None)
 
 
 def executor(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from autoresearch.base import git, process, registry, variables
-from autoresearch.base.errors import NoInterpreterError, UserError
-from autoresearch.executors.interface import Equipment, Order, Site
+from autoresearch.base import process, registry, variables
+from autoresearch.base.errors import UserError
+from autoresearch.executors.interface import Equipment
 from autoresearch.executors.sandbox import sandboxes
 from autoresearch.executors.sandbox.rules import Limits
 from autoresearch.grading import splits
@@ -29,8 +27,9 @@ from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.ledger.records import NEWS, RunEvent
+from autoresearch.ledger.records import RunEvent
 from autoresearch.ledger.results_file import ResultsFile
+from autoresearch.loop import where
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.models.cell import Cell
 from autoresearch.researchers.interface import Kit, Researcher
@@ -49,11 +48,13 @@ def compose(
     *,
     agent: Researcher | None = None,
     quiet: bool = False,
+    alone: bool = False,
 ) -> Stages:
     """Everything that the loop needs for a campaign, new or existing.
 
     An `agent` that works in the checkout itself replaces the researcher. Then the editable files may differ from the
-    last commit, and standard output is left to the caller, as it is if `quiet`.
+    last commit, and standard output is left to the caller, as it is if `quiet`. If `alone`, it is to carry out one
+    run at a time.
 
     Raises:
         UserError: a setting names something that does not exist, or the lab cannot be searched as it is.
@@ -64,10 +65,10 @@ def compose(
     budget = presets.budget(prepare_py)
     # Whether runs are graded from outside: prepare.py talks to a grader, and the system supports it.
     trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
-    python = interpreter(settings, workspace.root)
+    python = where.interpreter(settings, workspace.root)
     namespace = f"lab:{workspace.root}:"
     equipment = Equipment(prepare_py, trusted, settings.sandbox, settings.memory_gb)
-    there = site(settings, workspace, equipment, begun, tell(progress), slots=1 if agent else settings.slots)
+    there = where.site(settings, workspace, equipment, begun, where.tell(progress), alone=alone)
     tools = kit(workspace, settings, namespace)
     if not agent:
         check_caps(settings)
@@ -101,65 +102,10 @@ def compose(
     )
 
 
-def site(
-    settings: Config,
-    workspace: Workspace,
-    equipment: Equipment,
-    begun: Campaign | None,
-    tell: Callable[[str], None],
-    *,
-    slots: int | str,
-) -> Site:
-    """Where the lab's runs are carried out: on this machine, or in the cluster that it names.
-
-    Raises:
-        UserError: that cannot be used, and why.
-    """
-    classes = begun.classes() if begun else ()
-    order = Order(
-        equipment=equipment,
-        runs=workspace.trials,
-        namespace=f"lab:{workspace.root}:",
-        python=interpreter(settings, workspace.root),
-        python_there=str(settings.python) if settings.python else None,
-        lab=hashlib.sha256(f"{workspace.root} {git.first_commit(workspace.root)}".encode()).hexdigest()[:12],
-        slots=slots,
-        address=ray_address(settings),
-        gpus_per_run=settings.gpus_per_run,
-        cpus_per_run=settings.cpus_per_run,
-        device=classes[0].device if classes else None,
-        sandbox=begun.started.sandbox if begun else None,
-        tell=tell,
-    )
-    made: Site = registry.find("executor", registry.EXECUTORS, settings.executor)(order)
-    return made
-
-
-def check_cluster(settings: Config) -> None:
-    """Raise a UserError if the lab's runs are for a cluster, and Ray is not installed, or nobody answers at its
-    address."""
-    if settings.executor == "ray":
-        from autoresearch.executors.cluster import joining
-
-        joining.library()
-        if address := ray_address(settings):
-            joining.check(address)
-
-
-def ray_address(settings: Config) -> str | None:
-    """Where the lab's cluster is; None if it is to be started on this machine."""
-    return settings.ray_address or variables.of_user().get(config.RAY_ADDRESS) or None
-
-
-def tell(progress: Callable[[int, RunEvent], None]) -> Callable[[str], None]:
-    """Passes news of machines on as progress of no trial in particular."""
-    return lambda text: progress(-1, RunEvent(NEWS, 0.0, {"text": text}))
-
-
 def cell(settings: Config, root: Path) -> Cell:
     """Where a kept model of the lab generates text: confined like its runs, with the kernels they may use."""
     return Cell(
-        interpreter(settings, root),
+        where.interpreter(settings, root),
         variables.offline(),
         sandboxes.choose(settings.sandbox),
         Limits(memory_gb=settings.memory_gb),
@@ -284,19 +230,6 @@ def prepare(files: Mapping[str, bytes], python: Path, *, quiet: bool) -> None:
         environment = variables.for_prepare()
         if process.run_attached(command, Path(directory), environment, shielded=True, to_stderr=quiet):
             raise UserError("the data is not ready: do what prepare.py says above, then run this again")
-
-
-def interpreter(settings: Config, root: Path) -> Path:
-    """The Python that runs the lab's files: a path, relative to the lab's root if not absolute, or a name on the PATH.
-
-    Raises:
-        NoInterpreterError: it does not exist or cannot be run.
-    """
-    wanted = settings.interpreter
-    found = shutil.which(wanted) if len(wanted.parts) == 1 else shutil.which(root / wanted.expanduser())
-    if found is None:
-        raise NoInterpreterError(wanted)
-    return Path(found)
 
 
 def notice(campaign: Campaign, workspace: Workspace, frozen: Collection[str] = ()) -> str | None:

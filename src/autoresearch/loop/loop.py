@@ -98,7 +98,8 @@ class Driver:
         enough: Callable[[int], str | None],
         hurry: Callable[[], bool],
         *,
-        confirming: bool,
+        confirming: bool = True,
+        asked: bool | None = None,
     ) -> None:
         self._stages, self._tag, self._slots = stages, tag, slots
         self._enough, self._hurry, self._confirming = enough, hurry, confirming
@@ -106,7 +107,7 @@ class Driver:
         self._made = 0
         self._begun: set[int] = set()  # trials with a run that was started here
         self._to_examine: set[int] = set()  # trials that are decided, if nothing is wrong with their models
-        self._asked: bool | None = None  # whether the last confirmation is asked for, once nothing else is to do
+        self._asked = asked  # whether the last confirmation is asked for, once nothing else is to do
         self._is_over = False
         self._known: Campaign | None = None  # in which nothing was found to start
         self._concluded: Campaign | None = None  # in which every trial that could be decided was
@@ -275,9 +276,9 @@ def is_new_here(stages: Stages, tag: str) -> bool:
     return bool(latest) and latest[0].proposed.researcher != stages.researcher.name
 
 
-def confirm(stages: Stages, tag: str, stop: Callable[[], bool] = lambda: False, *, asked: bool) -> None:
-    """Test on fresh seeds whether the kept trials are really better, if that is due or `asked` for."""
-    while (step := stages.judge.confirmation(campaign := stages.campaign(tag), asked=asked)) and not stop():
+def confirm(stages: Stages, tag: str) -> None:
+    """Test on fresh seeds whether the kept trials are really better, if that is due."""
+    while step := stages.judge.confirmation(campaign := stages.campaign(tag), asked=False):
         stages.workspace.check_space(stages.min_free_gb)
         if isinstance(step, Confirmation):
             stages.record(step)
@@ -291,7 +292,8 @@ def confirm_now(stages: Stages, tag: str, stop: Callable[[], bool]) -> Confirmat
     """Confirm what a campaign has kept so far; None if there is nothing to confirm, or it was stopped."""
     with recorded_stop(stages, tag):
         before = len(caught_up(stages, tag).confirmations)
-        confirm(stages, tag, stop, asked=True)
+        with Slots(stages) as slots:
+            drive(Driver(stages, tag, slots, lambda made: "it only confirms", stop, asked=True), slots)
         made = stages.campaign(tag).confirmations
         return made[-1] if len(made) > before else None
 
@@ -322,5 +324,5 @@ def try_once(
             return answer
         trial = commit(stages, campaign, answer)
         run_trial(stages, campaign, trial)
-        confirm(stages, tag, asked=False)
+        confirm(stages, tag)
         return stages.campaign(tag).trials[-1]

@@ -51,15 +51,15 @@ def run_once(
     purpose: Purpose = Purpose.TRIAL,
     seed: int | None = None,
     number: Callable[[Trial], int] = lambda trial: len(trial.every_run),
-    place: Place = ANYWHERE,
+    place: Place | None = None,
 ) -> Trial:
     """The trial with one more run that counts, executed, graded and recorded. To decide it, use the next seed.
 
-    `number` gives the number of a trial's next run, `place` is the part of the machine that it may use.
+    `number` gives the number of a trial's next run, `place` is the slot to use, by default the first or any one.
 
     A run that something disturbs is ended, recorded, set aside and made again: twice at once, then whenever the machine
     is quiet. After the policy's `quiet_seconds` of that, the next run counts, disturbed or not. A run whose machine was
-    lost is set aside too. If `place` is on that machine, the trial comes back without it, to be run elsewhere.
+    lost is set aside too. If a `place` was given, the trial comes back without it, to be run elsewhere.
     """
     seed = FIRST_SEED + len(trial.runs) if seed is None else seed
     patience = math.inf
@@ -70,11 +70,17 @@ def run_once(
             patience = min(patience, time.monotonic() + stages.policy.quiet_seconds)
             wait_for_quiet(stages, trial, patience)
         is_last = time.monotonic() >= patience or was_never_quiet(campaign)
-        request = requested(stages, campaign, trial, number(trial), seed, place)
+        request = requested(stages, campaign, trial, number(trial), seed, place or any_place(stages))
         ended = _run(stages, campaign, trial, purpose, request, is_last=is_last)
         trial = trial.having(ended)
-        if not ended.set_aside or (ended.lost and place != ANYWHERE):
+        if not ended.set_aside or (ended.lost and place):
             return trial
+
+
+def any_place(stages: Stages) -> Place:
+    """Where to run if nobody says: in this machine's first slot, or in whichever is free in a cluster."""
+    first = next(iter(stages.places()), ANYWHERE)
+    return ANYWHERE if first.node else first
 
 
 def was_never_quiet(campaign: Campaign) -> bool:

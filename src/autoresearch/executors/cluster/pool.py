@@ -76,6 +76,7 @@ class Pool:
         self.grader = machine.grader(order.equipment)
         self.device, self.sandbox = order.device or "", order.sandbox or ""
         self._order = order
+        self._most = 1 if order.alone else order.slots if isinstance(order.slots, int) else None
         self._machines: dict[str, Machine] = {}
         self._lock = threading.RLock()
         self._looked = 0.0
@@ -115,11 +116,11 @@ class Pool:
         usable = [each for each in self._machines.values() if each.problem is None]
         if not usable:
             raise UserError(self._none_can())
-        room, wanted = sum(each.room for each in usable), self._order.slots
-        if isinstance(wanted, int) and wanted > room:
+        room, wanted = sum(each.room for each in usable), self._most
+        if wanted is not None and wanted > room:
             raise UserError(f"{wanted} slots are more than the {room} that the cluster has room for: {self._told()}")
         self._looked = 0.0
-        room = min(room, wanted) if isinstance(wanted, int) else room
+        room = min(room, wanted) if wanted is not None else room
         where = f"{len(usable)} machines" if len(usable) > 1 else usable[0].name
         self._order.tell(f"cluster: {room} slot{'s' * (room > 1)} of [{self.device}] on {where}")
 
@@ -134,8 +135,7 @@ class Pool:
                 self._look()
                 self._sort_out()
                 self._check_data()
-                most = self._order.slots if isinstance(self._order.slots, int) else None
-                self._known = tuple(slot.place for slot in self._usable())[:most]
+                self._known = tuple(slot.place for slot in self._usable())[: self._most]
                 self._say_if_empty()
         return self._known
 
@@ -246,8 +246,8 @@ class Pool:
             return
         most = each.room if self._first(each) else 1
         for share in sorted(set(range(most)) - {slot.place.share for slot in each.slots}):
-            made, wanted = sum(len(other.slots) for other in self._machines.values()), self._order.slots
-            if (self._first(each) or not each.slots) and (not isinstance(wanted, int) or made < wanted):
+            made = sum(len(other.slots) for other in self._machines.values())
+            if (self._first(each) or not each.slots) and (self._most is None or made < self._most):
                 each.slots.append(self._asked(each, share))
 
     def _asked(self, each: Machine, share: int) -> Slot:
