@@ -134,7 +134,8 @@ def multiplied(lab: Path, events: list[Event], trials: int) -> Iterator[Event]:
 def confirmation(tag: str, made: list[Event]) -> Event:
     """All keeps confirmed, so that the loop does not begin with a test of two hundred of them."""
     last = [each["number"] for each in made if each["incumbent"] == each["commit"]][-1]
-    event = Confirmation(tag, last, Outcome.CONFIRMED, "a benchmark", (), last, made[-1]["number"])
+    after = made[-1]["number"]
+    event = Confirmation(tag, last, Outcome.CONFIRMED, "a benchmark", (), last, after, verdicts=after + 1)
     return {"type": "confirmation", "version": 1, "time": made[-1]["events"][-1]["time"], **dataclasses.asdict(event)}
 
 

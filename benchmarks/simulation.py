@@ -13,6 +13,7 @@ import heapq
 import importlib
 import itertools
 import random
+import resource
 import statistics
 import threading
 import time
@@ -114,17 +115,25 @@ class Clock:
 
 
 class SimulatedSlots(Slots):
-    """The loop's slots, whose waiting moves the clock. `working` adds up the driver's own real time between waits."""
+    """The loop's slots, whose waiting moves the clock. `working` has the driver's own time between two waits, in real
+    seconds: those that passed, and those of a processor, git's included."""
 
     def __init__(self, stages: Stages, clock: Clock) -> None:
         super().__init__(stages)
-        self._clock, self._since = clock, time.monotonic()
-        self.working: list[float] = []
+        self._clock, self._since = clock, own_time()
+        self.working: list[tuple[float, float]] = []
 
     def wait(self, seconds: float) -> None:
-        self.working.append(time.monotonic() - self._since)
+        now, before = own_time(), self._since
+        self.working.append((now[0] - before[0], now[1] - before[1]))
         self._clock.advance()
-        self._since = time.monotonic()
+        self._since = own_time()
+
+
+def own_time() -> tuple[float, float]:
+    """Seconds on the machine's clock, and of the processor by this thread and by processes that ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic(), time.thread_time() + children.ru_utime + children.ru_stime
 
 
 @dataclass
@@ -187,35 +196,39 @@ class SimulatedExecutor:
 
 
 class TimedResearcher:
-    """The built-in researcher, whose answers take their time, asked several questions side by side."""
+    """A researcher whose answers take their time, asked several questions side by side."""
 
     name = "builtin"
     side_by_side = True
 
-    def __init__(self, clock: Clock, seed: int) -> None:
-        self._clock, self._draw, self._seed = clock, random.Random(f"answers {seed}"), seed
-        self._made = set[str]()  # what it has proposed, by fingerprints
+    def __init__(self, clock: Clock, seed: int, write: Callable[[Brief], Proposal]) -> None:
+        self._clock, self._draw, self._write = clock, random.Random(f"answers {seed}"), write
         self._lock = threading.Lock()
 
     def propose(self, brief: Brief) -> Proposal:
         asked = self._clock.now()
         with self._lock:
-            proposal = unlike(BuiltinResearcher(kit=Kit(seed=self._seed)), brief, self._made)
+            proposal = self._write(brief)
             seconds = self._draw.uniform(*ANSWER)
         self._clock.sleep_until(asked + seconds)
         self._clock.has_news = True
         return proposal
 
 
-def unlike(builtin: BuiltinResearcher, brief: Brief, made: set[str]) -> Proposal:
-    """Its first proposal that is not among those that were made, to which it is added."""
-    for refusal in itertools.chain([brief.refusal], itertools.repeat("it is being tried")):
-        proposal = builtin.propose(dataclasses.replace(brief, refusal=refusal))
-        mark = fingerprint({**brief.files, **proposal.files})
-        if mark not in made:
-            made.add(mark)
-            break
-    return proposal
+class Unlike:
+    """The built-in researcher, which proposes nothing twice, whether or not the ledger has it yet."""
+
+    def __init__(self, seed: int) -> None:
+        self._builtin, self._made = BuiltinResearcher(kit=Kit(seed=seed)), set[str]()  # by fingerprints
+
+    def __call__(self, brief: Brief) -> Proposal:
+        for refusal in itertools.chain([brief.refusal], itertools.repeat("it is being tried")):
+            proposal = self._builtin.propose(dataclasses.replace(brief, refusal=refusal))
+            mark = fingerprint({**brief.files, **proposal.files})
+            if mark not in self._made:
+                self._made.add(mark)
+                break
+        return proposal
 
 
 # ---------------------------------------------------------------- a campaign
@@ -243,7 +256,8 @@ class Course:
     trials: int = 0
     busy: float = 0.0
     lost: int = 0
-    own_ms: float = 0.0  # real milliseconds of the driver, per trial
+    own_ms: float = 0.0  # real milliseconds that the driver works for a trial
+    processor_ms: float = 0.0  # those of a processor in it, git's included
     elsewhere: int = 0  # trials that did not start from the incumbent
 
     def gain(self, trials: int | None = None) -> float:
@@ -285,7 +299,7 @@ def make_lab(root: Path) -> Path:
 
 
 def stages(
-    root: Path, way: Way, seed: int, model: Surrogate, clock: Clock, announce: Callable[[Event], None]
+    root: Path, way: Way, executor: SimulatedExecutor, researcher: TimedResearcher, announce: Callable[[Event], None]
 ) -> Stages:
     """What the production scheduler needs, with a simulated executor and researcher."""
     workspace, settings = Workspace.open(root), Config()
@@ -294,9 +308,9 @@ def stages(
         workspace=workspace,
         results=ResultsFile(workspace.results),
         ledger=ledger,
-        researcher=TimedResearcher(clock, seed),
+        researcher=researcher,
         fallback=None,
-        executor=SimulatedExecutor(clock, model, root, seed),
+        executor=executor,
         judge=PosteriorJudge(compose.terms(settings)),
         policy=Policy(ahead=way.ahead, search=way.search, longest_pause_seconds=0.0, max_disturbance=1.0),  # type: ignore[arg-type]
         archive=past_trials.of_lab(workspace, ledger, ("train.py",)),
@@ -316,12 +330,20 @@ def stages(
         announce=announce,
         progress=lambda trial, event: None,
         places=lambda: tuple(Place(node="simulated", share=share) for share in range(way.slots)),
-        clock=clock.now,
+        clock=executor.clock.now,
     )
 
 
-def campaign(root: Path, way: Way, seed: int, model: Surrogate, enough: Callable[[Course], bool]) -> Course:
-    """Drive a campaign of a lab, new or continued, until `enough` of its course so far."""
+def campaign(
+    root: Path,
+    way: Way,
+    seed: int,
+    model: Surrogate,
+    enough: Callable[[Course], bool],
+    write: Callable[[Brief], Proposal] | None = None,
+) -> Course:
+    """Drive a campaign of a lab, new or continued, until `enough` of its course so far. The built-in researcher writes
+    the proposals, or `write`."""
     clock, course, values = Clock(), Course(way, seed, model.base), dict[str, float]()
 
     def announce(event: Event) -> None:
@@ -332,9 +354,8 @@ def campaign(root: Path, way: Way, seed: int, model: Surrogate, enough: Callable
                 values[event.incumbent] = model.value(described(text)) or model.base
             course.steps.append((clock.now(), course.trials - 1, values[event.incumbent]))
 
-    parts = stages(root, way, seed, model, clock, announce)
-    executor = parts.executor
-    assert isinstance(executor, SimulatedExecutor)
+    executor = SimulatedExecutor(clock, model, root, seed)
+    parts = stages(root, way, executor, TimedResearcher(clock, seed, write or Unlike(seed)), announce)
     with recorded_stop(parts, "t"):
         begin(parts, "t")
         slots = SimulatedSlots(parts, clock)
@@ -342,7 +363,8 @@ def campaign(root: Path, way: Way, seed: int, model: Surrogate, enough: Callable
             told = lambda made: "enough" if enough(course) else None  # noqa: E731
             drive(Driver(parts, "t", slots, told, lambda: True, confirming=False), slots)
     course.busy, course.seconds = busy(executor.spans, course.steps[0][0], course.steps[-1][0], way.slots), clock.now()
-    course.lost, course.own_ms = executor.lost, 1000 * sum(slots.working) / max(course.trials, 1)
+    own, processor = (1000 * sum(each) / max(course.trials, 1) for each in zip(*slots.working, strict=True))
+    course.lost, course.own_ms, course.processor_ms = executor.lost, own, processor
     course.elsewhere = sum(trial.proposed.start is not None for trial in parts.campaign("t").trials)
     return course
 
@@ -356,11 +378,7 @@ def naive(slots: int, seed: int, model: Surrogate, enough: Callable[[Course], bo
     campaigns = importlib.import_module("campaigns")  # of tests/
     luck, answers = random.Random(f"luck {seed}"), random.Random(f"answers {seed}")
     brief = campaigns.begun({"train.py": baseline()[0]}, model.base * (1 + luck.gauss(0, model.sigma)))
-    course, made, researcher = (
-        Course(Way(slots, "naive"), seed, model.base),
-        set[str](),
-        BuiltinResearcher(kit=Kit(seed=seed)),
-    )
+    course, write = Course(Way(slots, "naive"), seed, model.base), Unlike(seed)
     ran: dict[int, dict[str, str]] = {0: dict(brief.files)}
     course.steps.append((0.0, 0, model.base))
     flying: list[tuple[float, int, Proposal, dict[str, str], str]] = []
@@ -369,7 +387,7 @@ def naive(slots: int, seed: int, model: Surrogate, enough: Callable[[Course], bo
 
     def begin_one(now: float) -> None:
         own = dataclasses.replace(brief, archive=archive, frozen={"prepare.py": baseline()[1]}, trial=len(ran))
-        proposal, parent = unlike(researcher, own, made), own.campaign.incumbent
+        proposal, parent = write(own), own.campaign.incumbent
         assert parent is not None
         files = {**own.files, **proposal.files}
         seconds = answers.uniform(*ANSWER) + luck.uniform(*START) + BUDGET + luck.uniform(*GRADING)

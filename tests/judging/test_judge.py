@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoresearch.judging import judge
 from autoresearch.judging.judge import GreedyJudge, believed, measured, noise_of, observed, scored
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import RunEnded
@@ -335,7 +336,7 @@ def test_an_invalid_run_after_a_keep_does_not_end_the_search() -> None:
 def test_an_invalid_trial_is_no_evidence() -> None:
     cheat = a_trial(1, 1.0, a_run(0.1, invalid="it looked ahead"), status=Status.INVALID)
     honest = kept(1.0)
-    assert scored(with_trials(honest, [cheat])) == list(honest.trials)
+    assert scored(with_trials(honest, [cheat])) == honest.trials
 
 
 def test_after_a_rewind_a_candidate_is_judged_against_where_the_search_went_back_to() -> None:
@@ -360,3 +361,25 @@ def test_fresh_runs_of_the_incumbent_count_when_the_next_candidate_is_judged() -
 def test_the_noise_is_that_of_all_replicates_of_the_campaign() -> None:
     campaign = with_trials(kept(1.0), [a_trial(1, 1.1, 1.101, status=Status.DISCARD)])
     assert measured(scored(campaign)).freedom == measured([campaign.trials[0]]).freedom + 1
+
+
+def test_what_is_settled_changes_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(3)
+    later = [a_trial(n, 1.0 + draw.gauss(0.002, 0.003), status=Status.DISCARD) for n in range(1, 100)]
+    first = a_trial(0, 1.0, 1.0007, 0.9993, status=Status.KEEP)
+    whole = believed(a_campaign(first, *later))
+    monkeypatch.setattr(judge, "BLOCK", 30)
+    settled = believed(a_campaign(first, *later))
+    assert settled.programs.keys() == whole.programs.keys()
+    for name, belief in settled.programs.items():
+        assert belief.mean == pytest.approx(whole.programs[name].mean, abs=3e-4)
+        assert belief.spread == pytest.approx(whole.programs[name].spread, rel=0.3)
+
+
+def test_a_late_verdict_gives_the_same_beliefs_as_an_early_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "BLOCK", 8)
+    trials = [a_trial(0, 1.0, 1.001, 0.999, status=Status.KEEP)]
+    trials += [a_trial(n, 1.0 + n % 5 / 1000, status=Status.DISCARD) for n in range(1, 30)]
+    early = believed(a_campaign(*trials))
+    believed(a_campaign(*trials[:5], *trials[6:]))
+    assert believed(a_campaign(*trials)).programs == early.programs

@@ -159,7 +159,7 @@ def test_a_stale_lock_and_litter_of_a_killed_loop_are_swept(searched: Path) -> N
     for path in (lock, *litter):
         path.write_bytes(b"")
     worktree = searched / ".autoresearch/worktrees/9"
-    git.add_worktree(searched, worktree, "HEAD")
+    subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(worktree), "HEAD"], cwd=searched, check=True)
     subprocess.run(["rm", "-rf", str(worktree)], check=True)
     run_campaign(stages(searched, [proposal(x) for x in (2.0, 1.5, 1.2, 1.1)]), "t", never)
     assert len(campaign(searched).finished) == 5

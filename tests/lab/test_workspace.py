@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +11,41 @@ from autoresearch.base.errors import UserError
 from autoresearch.lab.workspace import Workspace
 
 
-def test_a_candidate_is_committed_on_its_parent_and_its_worktree_is_gone(lab: Path) -> None:
+def test_a_candidate_is_committed_on_its_parent_and_the_checkout_stays_as_it_is(lab: Path) -> None:
     workspace = Workspace.open(lab)
     base = workspace.base("t")
+    (lab / "train.py").write_text("X = 5  # of the user\n")
     commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
-    assert workspace.files(commit)["train.py"] == b"X = 1\n"
+    assert workspace.files(commit) == {**workspace.files(base), "train.py": b"X = 1\n"}
     assert git.resolve(lab, f"{commit}^") == base
-    assert not (workspace.worktrees / "1").exists()
+    assert git.resolve(lab, "refs/autoresearch/t/1") == commit
+    assert (lab / "train.py").read_text() == "X = 5  # of the user\n"
+    assert git.changed_paths(lab) == ("train.py",)
 
 
-def test_a_worktree_that_a_kill_left_behind_is_replaced(lab: Path) -> None:
+def test_a_commit_that_a_kill_left_without_a_trial_is_replaced(lab: Path) -> None:
     workspace = Workspace.open(lab)
     base = workspace.base("t")
-    git.add_worktree(lab, workspace.worktrees / "1", base)
-    (workspace.worktrees / "1" / "junk").write_text("half-written")
-    commit = workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
-    assert "junk" not in workspace.files(commit)
+    workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    again = workspace.commit("t", 1, base, {"train.py": "X = 2\n"}, "another")
+    assert git.resolve(lab, "refs/autoresearch/t/1") == again
 
 
-def test_a_worktree_whose_folder_is_gone_is_replaced_too(lab: Path) -> None:
+@pytest.mark.parametrize("name", ["plain.py", "with space.py", 'quo"te.py', "back\\slash.py", "ünï.py", "a/b/c.py"])
+def test_a_file_keeps_its_mode_whatever_its_name_and_text(lab: Path, name: str) -> None:
+    path = lab / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("old\n")
+    path.chmod(0o755)
+    git.commit_all(lab, "a program")
     workspace = Workspace.open(lab)
-    base = workspace.base("t")
-    git.add_worktree(lab, workspace.worktrees / "1", base)
-    shutil.rmtree(workspace.worktrees / "1")
-    assert workspace.commit("t", 1, base, {"train.py": "X = 1\n"}, "an idea")
+    text = "get-mark :1\nM 100644 inline x\nno newline at the end"
+    commit = workspace.commit("t", 1, str(git.resolve(lab, "HEAD")), {name: text}, "a “quoted” idea\n\nwith a body")
+    assert workspace.files(commit)[name] == text.encode()
+    listed = subprocess.check_output(["git", "ls-tree", "-r", "-z", commit], cwd=lab).decode().split("\0")
+    assert next(entry for entry in listed if entry.endswith(f"\t{name}")).startswith("100755")
+    said = subprocess.check_output(["git", "log", "-1", "--format=%an|%ae|%cn|%B", commit], cwd=lab, text=True)
+    assert said.strip() == "autoresearch|autoresearch@localhost|autoresearch|a “quoted” idea\n\nwith a body"
 
 
 def two_commits(workspace: Workspace) -> tuple[str, str, str]:

@@ -229,7 +229,7 @@ def test_a_kill_in_between_changes_no_choice(tmp_path: Path) -> None:
         campaign = stages(lab).campaign("t")
         told.append([trial.proposed.start and trial.proposed.start.trial for trial in campaign.trials])
     assert told[0] == told[1]
-    assert len(set(told[0])) > 3
+    assert len(set(told[0])) > 2
 
 
 def test_a_crash_on_another_line_is_mended_there(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Outcome, Place, Proposal, Purpose, RunEvent, Status
 from autoresearch.loop import compose
 from autoresearch.loop.loop import confirm_now, run_campaign
+from autoresearch.loop.stages import Policy
 from autoresearch.researchers.interface import Brief, Kit
 from conftest import never, stages
 from judged import posterior_judge
@@ -225,6 +226,30 @@ def test_a_change_to_carry_over_does_not_go_beyond_the_trials_that_were_asked_fo
     assert len(campaign(wide).trials) == 3
     run_campaign(stages(wide, researcher=Side(), places=TWO), "t", until_made(1))
     assert campaign(wide).trials[3].proposed.carries is not None, "it is made when there is room"
+
+
+def test_several_questions_are_open_ahead_so_that_no_slot_waits_for_an_answer(wide: Path) -> None:
+    """Answers take about a third as long as runs, so that three slots need a question ahead, and get two."""
+
+    class Slow(Side):
+        now = most = 0
+
+        def propose(self, brief: Brief) -> Proposal:
+            with self._lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            time.sleep(0.4)
+            with self._lock:
+                self.now -= 1
+            return super().propose(brief)
+
+    slow = Slow(*(change(f"X to {4 + n}", X=4.0 + n, SLEEP=1.0) for n in range(30)))
+    policy = Policy(longest_pause_seconds=0.01, max_disturbance=1.0, ahead=1)
+    events: list[Event] = []
+    parts = stages(wide, events=events, researcher=slow, places=(Place(),) * 3, policy=policy)
+    run_campaign(parts, "t", until_made(6))
+    assert most_at_once(events) == 3
+    assert slow.most >= 2
 
 
 def test_the_same_campaign_with_one_slot_gives_the_same_verdicts_as_before(wide: Path) -> None:

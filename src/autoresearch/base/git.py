@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -28,7 +29,9 @@ class GitError(UserError):
     """A git command failed."""
 
 
-def _git(root: Path, *arguments: str, variables: Mapping[str, str] = MappingProxyType({})) -> bytes:
+def _git(
+    root: Path, *arguments: str, variables: Mapping[str, str] = MappingProxyType({}), given: bytes | None = None
+) -> bytes:
     """Run git outside the terminal's process group, so that Ctrl-C does not kill it halfway."""
     if not shutil.which("git"):
         raise UserError("git is not installed or not on the PATH: install it (https://git-scm.com) and run this again")
@@ -38,7 +41,7 @@ def _git(root: Path, *arguments: str, variables: Mapping[str, str] = MappingProx
         command,
         cwd=root,
         env={**environment, **variables, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
+        input=given or b"",
         capture_output=True,
         start_new_session=os.name == "posix",
     )
@@ -110,10 +113,6 @@ def changed_paths(root: Path) -> tuple[str, ...]:
     return tuple(entry[3:] for entry in entries if entry)
 
 
-def add_worktree(root: Path, path: Path, commit: str) -> None:
-    _git(root, "worktree", "add", "--quiet", "--force", "--force", "--detach", str(path), commit)
-
-
 def remove_worktree(root: Path, path: Path) -> None:
     """Remove a worktree, whatever is in it and whether or not git knows it. Touches no other."""
     with contextlib.suppress(GitError):
@@ -126,6 +125,38 @@ def commit_all(root: Path, message: str) -> str:
     _git(root, "add", "--all")
     _git(root, *AUTHOR, "commit", "--quiet", "--no-verify", "--allow-empty", f"--message={message}")
     return _line(root, "rev-parse", "HEAD")
+
+
+def commit_files(root: Path, parent: str, files: Mapping[str, bytes], message: str, ref: str) -> str:
+    """Commit changed files on top of a parent, without a working tree, and point a full ref name at the commit.
+
+    Returns its full id. One process does it all, and a file that is there keeps its mode.
+    """
+    modes = _modes(root, parent)
+    stream = [f"commit {ref}\nmark :1\ncommitter autoresearch <autoresearch@localhost> now\n".encode()]
+    stream += [_data(f"{message.strip()}\n".encode()), f"from {parent}\n".encode()]
+    for path, content in files.items():
+        stream += [f"M {modes.get(path, '100644')} inline {_quoted(path)}\n".encode(), _data(content)]
+    given = b"".join([*stream, b"get-mark :1\n"])
+    return _git(root, "fast-import", "--quiet", "--force", "--date-format=now", given=given).decode().strip()
+
+
+def _data(content: bytes) -> bytes:
+    """Content as fast-import reads it."""
+    return b"data %d\n%b\n" % (len(content), content)
+
+
+@functools.lru_cache(maxsize=64)
+def _modes(root: Path, commit: str) -> Mapping[str, str]:
+    """The modes of a commit's files, by path."""
+    entries = _git(root, "ls-tree", "-r", "-z", commit).decode(errors="surrogateescape").split("\0")
+    return {path: about.split()[0] for about, _, path in (entry.partition("\t") for entry in entries) if path}
+
+
+def _quoted(path: str) -> str:
+    """A path as fast-import reads it."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def is_whole(root: Path, commit: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,9 @@ from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import Decision, Estimate, Status, Wanted
 
 AGAIN = 1.5  # a fresh proposal may be run again too, which its own worth does not include
+BLOCK = 512  # trials that are settled together
+MOST_BLOCKS = 64  # that are remembered
+MOST_REPLICATED = 256  # programs that the noise of a run is measured on
 REMEMBERED = 4  # campaigns whose estimates are kept: the latest state is asked for again and again
 BASELINE = Decision(Status.KEEP, "baseline")
 
@@ -205,9 +208,10 @@ def is_worth_a_run(parent: Gaussian, beliefs: Beliefs, seen: Observation, level:
 # ---------------------------------------------------------------- from a campaign to numbers
 
 
-def scored(campaign: Campaign) -> list[Trial]:
+@functools.lru_cache(maxsize=REMEMBERED)
+def scored(campaign: Campaign) -> tuple[Trial, ...]:
     """Its finished trials with a trusted score. If a run after a keep is invalid, that does not affect the others."""
-    return [t for t in campaign.finished if t.evidence and t.verdict and t.verdict.status is not Status.INVALID]
+    return tuple(t for t in campaign.finished if t.evidence and t.verdict and t.verdict.status is not Status.INVALID)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -216,16 +220,30 @@ def noise_of(campaign: Campaign) -> Noise:
     return measured(scored(campaign))
 
 
-def measured(trials: Iterable[Trial]) -> Noise:
-    """The noise of a run, from all runs of these trials."""
-    return noise.pooled([trial.evidence for trial in trials])
+def measured(trials: Sequence[Trial]) -> Noise:
+    """The noise of a run, from the runs of these trials: the first, and the latest of those with more than one."""
+    replicated = [trial.evidence for trial in trials[1:] if len(trial.evidence) > 1]
+    return noise.pooled([*(trial.evidence for trial in trials[:1]), *replicated[-MOST_REPLICATED:]])
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def believed(campaign: Campaign) -> Beliefs:
-    """What the campaign's scored trials say about each program, by its commit, and about the next proposal."""
-    trials, level = scored(campaign), noise_of(campaign)
-    return posterior.believe([observed(trial, level, campaign.trials[0]) for trial in trials], level.sigma)
+    """What the campaign's scored trials say about each program, by its commit, and about the next proposal.
+
+    What the whole blocks of the past say is settled, so that the next decision does not take longer and longer.
+    """
+    trials, level, first = scored(campaign), noise_of(campaign), campaign.trials[0]
+    whole = len(trials) // BLOCK * BLOCK
+    before = _settled(trials[:whole], first) if whole else None
+    return posterior.believe([observed(trial, level, first) for trial in trials[whole:]], level.sigma, before)
+
+
+@functools.lru_cache(maxsize=MOST_BLOCKS)
+def _settled(trials: tuple[Trial, ...], first: Trial) -> Beliefs:
+    """What whole blocks of trials said when the last of them was over."""
+    before = _settled(trials[:-BLOCK], first) if len(trials) > BLOCK else None
+    level = measured(trials)
+    return posterior.believe([observed(trial, level, first) for trial in trials[-BLOCK:]], level.sigma, before)
 
 
 def observed(trial: Trial, level: Noise, baseline: Trial) -> Observation:

@@ -32,6 +32,7 @@ WIDE_SHARE, WIDE = 0.1, 8.0
 # about it
 FAR = 3.0
 FEWEST = 3  # gains to learn from
+MOST_GAINS = 1024  # the latest ones, so that it does not take longer and longer
 PASSES = 2  # the gains that the effects are learned from depend on the effects, but only a little
 
 
@@ -97,24 +98,32 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Beliefs:
-    """The estimates after a search: of each program by its key, and of the next proposal's gain."""
+    """The estimates after a search: of each program by its key, and of the next proposal's gain. That one is learned
+    from the latest `gains`."""
 
     programs: dict[str, Gaussian]
     effects: Mixture
+    gains: tuple[Gaussian, ...] = ()
 
 
-def believe(history: Sequence[Observation], sigma: float) -> Beliefs:
-    """Filter a search's observations in order. The first is the baseline; later ones name their parent's key."""
-    effects = learned((), sigma)
+def believe(history: Sequence[Observation], sigma: float, before: Beliefs | None = None) -> Beliefs:
+    """Filter a search's observations in order. The first is the baseline; later ones name their parent's key.
+
+    If the history is only the end of one, `before` is what was believed until then.
+    """
+    known, earlier = (before.programs, before.gains) if before else ({}, ())
+    gains, effects = earlier, learned(earlier, sigma)
     for _ in range(PASSES):
-        programs, gains = _filter(history, effects)
+        programs, found = _filter(history, effects, known)
+        gains = (*earlier, *found)[-MOST_GAINS:]
         effects = learned(gains, sigma)
-    return Beliefs(programs, effects)
+    return Beliefs(programs, effects, gains)
 
 
-def _filter(history: Sequence[Observation], effects: Mixture) -> tuple[dict[str, Gaussian], list[Gaussian]]:
-    programs: dict[str, Gaussian] = {}
-    gains = []
+def _filter(
+    history: Sequence[Observation], effects: Mixture, known: dict[str, Gaussian]
+) -> tuple[dict[str, Gaussian], list[Gaussian]]:
+    programs, gains = dict(known), []
     for seen in history:
         parent = programs.get(seen.parent) if seen.parent is not None else None
         if seen.parent is None or parent is None:

@@ -29,7 +29,7 @@ class Config(BaseModel):
     )
     ahead: int = Field(default=0, ge=0, le=1, description="proposals that are asked for while a run trains")
     search: Literal["line", "tree"] = Field(
-        default="tree",
+        default="line",
         description="what a proposal starts from; `line`: the best version; `tree`: on a plateau also other programs",
     )
     repairs: int = Field(default=2, ge=0, description="how often a crash is returned to be fixed")

@@ -1,4 +1,4 @@
-"""A lab's place on disk and its branch: worktrees, commits, refs. It only ever reads the user's checkout."""
+"""A lab's place on disk and its branch: commits, refs. It only ever reads the user's checkout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoresearch.base import atomic, git
 from autoresearch.base.errors import BusyError, UserError
 from autoresearch.grading.protocol import CHECKPOINT
 
-_files = functools.lru_cache(maxsize=4)(git.files)
+_files = functools.lru_cache(maxsize=128)(git.files)  # as many as may be in flight, with what they were made on
 LAB_FILES = ("prepare.py", "train.py", "program.md")
 FROM_THE_COMMIT = ("prepare.py", "train.py")  # program.md is read as it is in the checkout
 NAMESPACES = ("refs/autoresearch", "refs/heads/autoresearch")  # of this program's references
@@ -120,7 +120,7 @@ class Workspace:
     # ------------------------------------------------------------ campaigns
 
     def clear(self) -> None:
-        """Remove what a killed loop left half done: worktrees, locks of references, half-written files."""
+        """Remove what a killed loop left half done: worktrees of earlier versions, locks of references, files."""
         git.sweep_references(self.root, NAMESPACES)
         git.prune_worktrees(self.root)
         for pattern in (f".{self.results.name}.*.tmp", f".{self.chart.name}.*.tmp"):
@@ -219,18 +219,9 @@ class Workspace:
     # ------------------------------------------------------------ candidates
 
     def commit(self, tag: str, trial: int, parent: str, files: Mapping[str, str], message: str) -> str:
-        """Commit changed files on top of a parent, in a separate worktree, and keep the commit with a ref."""
-        path = self.worktrees / str(trial)
-        git.remove_worktree(self.root, path)
-        git.add_worktree(self.root, path, parent)
-        try:
-            for name, text in files.items():
-                (path / name).write_text(text, encoding="utf-8", newline="\n")
-            commit = git.commit_all(path, message)
-            git.set_ref(self.root, f"refs/autoresearch/{tag}/{trial}", commit)  # before its worktree is gone
-        finally:
-            git.remove_worktree(self.root, path)
-        return commit
+        """Commit changed files on top of a parent, beside the user's checkout, and keep the commit with a ref."""
+        data = {path: text.encode() for path, text in files.items()}
+        return git.commit_files(self.root, parent, data, message, f"refs/autoresearch/{tag}/{trial}")
 
     def merge(self, base: str, ours: str, theirs: str) -> str | None:
         """A text with both changes of a common base; None if they conflict."""

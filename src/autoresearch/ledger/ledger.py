@@ -51,6 +51,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()  # a researcher's thread reads too
+        self._seen: tuple[int, int, int] | None = None  # the file's state when all of it was read
         self._start_over()
 
     def append(self, event: Event) -> None:
@@ -174,13 +175,16 @@ class Ledger:
             return list(self._events(file, mark.lines + 1))
 
     def _start_over(self) -> None:
-        self._gathered, self._mark = Gathered(), Mark()
+        self._gathered, self._mark, self._seen = Gathered(), Mark(), None
 
     def _catch_up(self) -> None:
         """Take the events that were appended. Starts over if the file is another one, or not what it was."""
+        if self._seen is not None and _state_of(self.path) == self._seen:
+            return
         if not self._is_there():
             self._start_over()
             return
+        state = _state_of(self.path)
         with self.path.open("rb", BUFFER) as file, contextlib.ExitStack() as stack:
             if not _continues(file, self._mark):
                 self._start_over()
@@ -197,6 +201,7 @@ class Ledger:
             finally:
                 file.seek(max(read - REMEMBERED, 0))
                 self._mark = Mark(os.fstat(file.fileno()).st_ino, read, number, file.read(min(read, REMEMBERED)))
+        self._seen = state
 
     def campaign(self, tag: str | None = None) -> Campaign | None:
         """The campaign with that tag, or the latest search; None if there is none."""
@@ -215,6 +220,15 @@ class Ledger:
         with self._lock:
             self._catch_up()
             return max(self._gathered.trials, default=-1) + 1
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """Tells a file from what it was before, without opening it, since it is asked for again and again."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _continues(file: BinaryIO, mark: Mark) -> bool:

@@ -12,12 +12,12 @@ from autoresearch.ledger.report import Row
 
 
 class ResultsFile:
-    """Remembers what it wrote last: as long as the file stays as it was, a new row costs one line."""
+    """Remembers what it wrote last: as long as the file stays, a new row costs its line and those after it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: tuple[Row, ...] = ()
-        self._text = ""
+        self._lines: list[str] = []  # of these rows
         self._state: tuple[int, int, int] | None = None
 
     def write(self, rows: tuple[Row, ...], known: Callable[[], Collection[str]]) -> Path | None:
@@ -30,13 +30,12 @@ class ResultsFile:
             if state is not None:
                 text = self.path.read_text(encoding="utf-8", errors="replace")
                 saved = None if results_tsv.is_ours(text, known()) else atomic.save_aside(self.path)
-            self._rows, self._text = (), results_tsv.to_tsv(())
-        count = len(self._rows)
-        if rows[:count] == self._rows:
-            self._text += results_tsv.lines(rows[count:])
-        else:
-            self._text = results_tsv.to_tsv(rows)
-        atomic.write(self.path, self._text.encode())
+            self._rows, self._lines = (), []
+        both = enumerate(zip(rows, self._rows, strict=False))
+        count = next((place for place, (new, old) in both if new is not old and new != old), len(self._rows))
+        count = min(count, len(rows))
+        self._lines[count:] = [results_tsv.lines((row,)) for row in rows[count:]]
+        atomic.write(self.path, (results_tsv.to_tsv(()) + "".join(self._lines)).encode())
         self._rows, self._state = rows, self._state_now()
         return saved
 

@@ -170,7 +170,7 @@ class Driver:
                 self._to_examine.discard(trial.number)
                 self._slots.examine(trial)
                 return True
-            if (seed := self._next_seed(trial)) is not None:
+            if (seed := self._next_seed(campaign, trial)) is not None:
                 return self._start(trial, Purpose.TRIAL, seed)
         if self.reason is not None:
             return self._finish()
@@ -200,9 +200,9 @@ class Driver:
             self._listed = (campaign, [trial for trial in campaign.trials if trial.verdict is None])
         return [trial for trial in self._listed[1] if self.reason is None or trial.number in self._begun]
 
-    def _next_seed(self, trial: Trial) -> int | None:
+    def _next_seed(self, campaign: Campaign, trial: Trial) -> int | None:
         """The seed of the next run that a trial needs now; None if it needs none, or waits for those in flight."""
-        campaign, flying = self._campaign, self._slots.of(trial)
+        flying = self._slots.of(trial)
         certain = self._stages.judge.runs_needed(campaign, trial)
         if flying and len(trial.runs) + len(flying) >= certain:
             return None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
+from collections import deque
 
 from autoresearch.base.errors import Exhausted
+from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ProposalRefused
 from autoresearch.loop.asking.proposals import Answer, Question, answered, brief, refused
@@ -15,6 +18,7 @@ from autoresearch.researchers.interface import Researcher
 
 GRACE_SECONDS = 30.0  # beyond the deadline that a researcher enforces itself
 FREE_REFUSALS = 3
+RECENT = 32  # answers and trials whose times say how many questions to have open
 
 
 class Desk:
@@ -28,6 +32,7 @@ class Desk:
         self.refusals: list[ProposalRefused] = []
         self._stages = stages
         self._open: list[Question] = []
+        self._took: deque[float] = deque(maxlen=RECENT)  # seconds until the latest answers
         self._numbers = itertools.count()
         for left in sorted(stages.workspace.transcripts.glob("*")):  # by a loop that was ended while it asked
             self._keep_transcript(left.name)
@@ -37,11 +42,21 @@ class Desk:
     def ask_ahead(self, campaign: Campaign) -> None:
         """Let the researcher write while the runs train, if the policy says so and it is not working already."""
         policy = self._stages.policy
-        if policy.ahead and campaign.incumbent and not self._open and not policy.overspent(campaign):
-            self._open.append(self._ask(self._stages.researcher, campaign))
+        if campaign.incumbent and len(self._open) < (most := self._ahead(campaign)) and not policy.overspent(campaign):
+            self._open += [self._ask(self._stages.researcher, campaign) for _ in range(most - len(self._open))]
 
-    def ask(self, campaign: Campaign, most: int) -> None:
-        """Have questions open, at most so many, and one at a time to a researcher that is not made for more.
+    def _ahead(self, campaign: Campaign) -> int:
+        """How many questions to have open while every slot is busy: none if the policy says so, one to a researcher
+        that takes one at a time, else as many as slots become free until an answer comes."""
+        stages = self._stages
+        if not stages.policy.ahead or not getattr(stages.researcher, "side_by_side", False):
+            return min(stages.policy.ahead, 1)
+        run = report.usual_seconds(campaign.trials[-RECENT:])
+        return 1 + math.ceil(len(stages.places()) * min(max(self._took, default=0.0) / run, 1.0)) if run else 1
+
+    def ask(self, campaign: Campaign, free: int) -> None:
+        """Have questions open: one for each free slot and some ahead, but one at a time to a researcher that is not
+        made for more.
 
         After some refusals in a row it waits before it asks again: longer and longer, up to a limit.
         """
@@ -51,7 +66,7 @@ class Desk:
         stages, patience = self._stages, self._stages.policy.patience
         stands_in = stages.fallback and (self._is_away or len(self.refusals) % (patience + 1) == patience)
         who = stages.fallback if stages.fallback and stands_in else stages.researcher
-        most = most if getattr(who, "side_by_side", False) else 1
+        most = max(free, self._ahead(campaign)) if getattr(who, "side_by_side", False) else 1
         if stands_in and not any(each.researcher is who for each in self._open):
             self._open.append(self._ask(who, campaign))
         while len([each for each in self._open if not each.was_told]) < most:
@@ -68,6 +83,7 @@ class Desk:
             if question.wait(0):
                 self._open.remove(question)
                 self._keep_transcript(question.brief.transcript)
+                self._took.append(question.seconds)
                 answer = answered(self._stages, campaign, question)
                 if isinstance(answer, Answer):
                     return answer
@@ -90,10 +106,11 @@ class Desk:
             if question.wait(0):
                 self._keep_transcript(question.brief.transcript)
                 with contextlib.suppress(Exhausted):
-                    self._stages.record(self._unused(answered(self._stages, campaign, question), campaign))
+                    self._stages.record(self._unused(question, campaign))
         self._open = []
 
-    def _unused(self, answer: Answer | ProposalRefused, campaign: Campaign) -> ProposalRefused:
+    def _unused(self, question: Question, campaign: Campaign) -> ProposalRefused:
+        answer = answered(self._stages, campaign, question)
         if isinstance(answer, ProposalRefused):
             return answer
         proposal, reason = answer.proposal, "not used: the loop was stopped"

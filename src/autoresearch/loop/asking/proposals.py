@@ -86,11 +86,10 @@ def failure(stages: Stages, campaign: Campaign) -> Failure | None:
     """The latest crash, if it may still be fixed: on a program that the search may still start from, with a repair that
     is still allowed."""
     answered = {trial.proposed.repairs for trial in campaign.trials}
-    open_ones = [campaign.incumbent, *(search.promising(campaign) if stages.policy.search == "tree" else ())]
     for trial in reversed(campaign.finished[-1 - stages.policy.ahead :]):
         crashed = trial.verdict is not None and trial.verdict.status is Status.CRASH
         attempt = 1 + repairs_before(campaign, trial)
-        if not (crashed and trial.crash and trial.number not in answered and campaign.parent_of(trial) in open_ones):
+        if not (crashed and trial.crash and trial.number not in answered and is_open(stages, campaign, trial)):
             continue
         if attempt <= stages.policy.repairs:
             out_of_memory = trial.crash.kind is CrashKind.OUT_OF_MEMORY
@@ -106,6 +105,12 @@ def failure(stages: Stages, campaign: Campaign) -> Failure | None:
                 advice=OUT_OF_MEMORY_ADVICE if out_of_memory else "",
             )
     return None
+
+
+def is_open(stages: Stages, campaign: Campaign, trial: Trial) -> bool:
+    """Whether the search may still start from the program that a trial was made on."""
+    parent = campaign.parent_of(trial)
+    return parent is campaign.incumbent or (stages.policy.search == "tree" and parent in search.promising(campaign))
 
 
 def crashed_on(campaign: Campaign, crash: Failure | None) -> Trial | None:
@@ -130,19 +135,22 @@ class Question:
         self.researcher, self.brief, self._clock = researcher, brief, clock
         self.was_told = False  # that it takes too long
         self._began = clock()
+        self._ended: float | None = None
         self._outcome: Proposal | BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="researcher", daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
         try:
-            self._outcome = self.researcher.propose(self.brief)
+            self._outcome = read(self.researcher.propose(self.brief))
         except BaseException as error:  # a plug-in can raise anything, even SystemExit
             self._outcome = error
+        self._ended = self._clock()
 
     @property
     def seconds(self) -> float:
-        return self._clock() - self._began
+        """How long it took, or takes so far."""
+        return (self._clock() if self._ended is None else self._ended) - self._began
 
     def wait(self, seconds: float) -> bool:
         """Whether it is answered, after waiting at most that many seconds."""
@@ -151,6 +159,15 @@ class Question:
 
     def outcome(self) -> Proposal | BaseException | None:
         return self._outcome
+
+
+def read(proposal: Proposal) -> Proposal:
+    """A proposal whose syntax is known, and remembered, before the loop asks for it."""
+    files = proposal.files if isinstance(proposal, Proposal) and isinstance(proposal.files, Mapping) else {}
+    for path, text in files.items():
+        if isinstance(path, str) and isinstance(text, str):
+            rules.syntax_problem(path, text)
+    return proposal
 
 
 # ---------------------------------------------------------------- what becomes of its answer
@@ -200,10 +217,11 @@ def to_carry_over(campaign: Campaign) -> Trial | None:
     """The first trial whose change is to be made again on the incumbent: better than its parent, but made on another
     one, or part of a line that a better one took the place of."""
     done = {trial.proposed.carries for trial in campaign.trials} | {each.carries for each in campaign.refused}
+    replaced = {number for number, step in campaign.taken_back.items() if isinstance(step, Trial)}
+    out = done | campaign.standing
     for trial in campaign.finished:
         better = trial.verdict is not None and trial.verdict.carry
-        replaced = isinstance(campaign.taken_back.get(trial.number), Trial)
-        if (better or replaced) and trial.number not in done and trial.number not in campaign.standing:
+        if (better or trial.number in replaced) and trial.number not in out:
             return trial
     return None
 

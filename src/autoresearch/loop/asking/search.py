@@ -25,8 +25,8 @@ from autoresearch.ledger.records import Outcome, Start, Status
 
 Search = Literal["line", "tree"]
 
-BOLDNESS = 0.25  # share of the uncertainty that is drawn; 1 is Thompson sampling, too bold for a few hundred trials
-CURIOSITY = 0.3  # weight of the bonus, in units of a change's usual effect
+BOLDNESS = 0.1  # share of the uncertainty that is drawn; 1 is Thompson sampling, too bold for a few hundred trials
+CURIOSITY = 0.1  # weight of the bonus, in units of a change's usual effect
 PROMISING = 12  # programs that are considered beside the incumbent, the best believed ones
 NEAR = 1.0  # a near miss is believed to be worse than the incumbent by at most this many times the noise of a run
 MOST_NEAR, A_LINE = 6, 2  # near misses that are offered, in all and of those made on the same program
@@ -56,15 +56,16 @@ def start(campaign: Campaign, search: Search, number: int) -> Trial:
 @functools.lru_cache(maxsize=4)
 def promising(campaign: Campaign) -> tuple[Trial, ...]:
     """The best programs beside the incumbent that a proposal may start from, by what is believed, best first."""
-    believed = judge.believed(campaign).programs
+    believed, incumbent = judge.believed(campaign).programs, campaign.incumbent
     out = given_up(campaign)
     found = [
         trial
         for trial in judge.scored(campaign)
-        if trial is not campaign.incumbent
+        if trial is not incumbent
         and trial.proposed.commit in believed
         and trial.number not in out
-        and campaign.status_of(trial) in (Status.KEEP, Status.DISCARD)
+        and trial.verdict is not None
+        and trial.verdict.status in (Status.KEEP, Status.DISCARD)
         and not (trial.crash or trial.invalid)
     ]
     return tuple(sorted(found, key=lambda trial: (believed[trial.proposed.commit].mean, trial.number))[:PROMISING])

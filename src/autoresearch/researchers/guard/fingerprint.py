@@ -59,7 +59,7 @@ def fingerprint(files: Mapping[str, str]) -> str:
 
 
 # A campaign's programs are compared again and again, and parsing them takes long.
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _syntax(files: tuple[tuple[str, str], ...]) -> Syntax:
     whole, shape, rest = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     numbers: list[float] = []

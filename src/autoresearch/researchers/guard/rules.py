@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Collection, Mapping
 
@@ -43,6 +44,7 @@ def reveals(text: str, before: str, redact: Callable[[str], str]) -> bool:
     return redact(text) != text and redact(before) == before
 
 
+@functools.lru_cache(maxsize=128)  # asked by who proposes and by the guard
 def syntax_problem(path: str, text: str) -> str | None:
     """What is wrong with a file: a character that cannot be written, or its Python syntax; None if it is fine."""
     try:
