@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import toy_lab
@@ -25,6 +26,9 @@ from autoresearch.ledger.records import Proposal
 from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.loop.stages import Policy, Stages
 from autoresearch.researchers.simple.scripted import ScriptedResearcher
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy neighbor is no fault of ours
+hypothesis.settings.load_profile("patient")
 
 # Tests run as on a machine whose git has no name and no address; what they commit is ours or names an author.
 os.environ.update({"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull})

@@ -53,8 +53,7 @@ def compose(
     """Everything that the loop needs for a campaign, new or existing.
 
     An `agent` that works in the checkout itself replaces the researcher. Then the editable files may differ from the
-    last commit, and standard output is left to the caller, as it is if `quiet`. If `alone`, it is to carry out one
-    run at a time.
+    last commit, and standard output is left to the caller, as it is if `quiet`. `alone`: one run at a time.
 
     Raises:
         UserError: a setting names something that does not exist, or the lab cannot be searched as it is.
@@ -66,13 +65,12 @@ def compose(
     # Whether runs are graded from outside: prepare.py talks to a grader, and the system supports it.
     trusted = splits.can_be_graded(prepare_py) and os.name == "posix"
     python = where.interpreter(settings, workspace.root)
-    namespace = f"lab:{workspace.root}:"
-    equipment = Equipment(prepare_py, trusted, settings.sandbox, settings.memory_gb)
-    there = where.site(settings, workspace, equipment, begun, where.tell(progress), alone=alone)
-    tools = kit(workspace, settings, namespace)
+    tools = kit(workspace, settings, f"lab:{workspace.root}:")
     if not agent:
         check_caps(settings)
     chosen = agent or researcher(settings.researcher, tools)
+    equipment = Equipment(prepare_py, trusted, settings.sandbox, settings.memory_gb)
+    there = where.site(settings, workspace, equipment, begun, where.tell(progress), alone=alone)
     return Stages(
         workspace=workspace,
         results=ResultsFile(workspace.results),
@@ -95,7 +93,7 @@ def compose(
         guidance=workspace.read_guidance,
         redact=config.redact,
         prepare=lambda files: prepare(files, python, quiet=quiet or agent is not None),
-        examine=examiner(settings, workspace, prepare_py if trusted and settings.examine_keeps else None),
+        examine=examiner(settings, workspace, prepare_py if trusted else None),
         announce=announce,
         progress=progress,
         places=there.places,
@@ -117,7 +115,7 @@ def examiner(
     settings: Config, workspace: Workspace, prepare_py: str | None
 ) -> Callable[[Trial, Callable[[], None]], str | None]:
     """What examines the kept trials of a lab once more. Nothing does if its scores are its own word."""
-    if prepare_py is None:
+    if prepare_py is None or not settings.examine_keeps:
         return lambda trial, poll: None
     from autoresearch.models.examination import Examiner  # imports torch, which a lab may not need
 
