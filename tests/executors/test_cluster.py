@@ -240,6 +240,18 @@ def test_a_machine_with_another_text_is_named_and_avoided(lab: Path, tmp_path: P
         site.executor.close()
 
 
+@pytest.mark.skipif(not shutil.which("bwrap"), reason="bubblewrap is not installed")
+def test_a_machine_without_the_sandbox_is_named_and_avoided(lab: Path, tmp_path: Path, cache: Path) -> None:
+    made_lab = grading_lab.make(tmp_path)
+    with ray_cluster.cluster(cache, "good") as made:
+        ray_cluster.add(made, cache, "open", PATH=str(Path(sys.executable).parent))
+        told: list[str] = []
+        site = joined(lab, made, told, equipment=Equipment(made_lab.prepare, graded=True, sandbox="bubblewrap"))
+        assert [ray_cluster.name_of(place.node) for place in site.places()] == ["good"]
+        assert [line for line in told if line.startswith("open is not used: the sandbox `bubblewrap` does not work")]
+        site.executor.close()
+
+
 def test_a_machine_of_another_class_is_named_and_avoided(lab: Path, cluster: Any) -> None:
     told: list[str] = []
     with pytest.raises(UserError, match=r"no machine of the cluster .*two: it is \[cpu: .*\], but the campaign's"):

@@ -22,6 +22,7 @@ from autoresearch.ledger.records import CrashKind, Proposal
 from autoresearch.researchers.builtin.researcher import BuiltinResearcher
 from autoresearch.researchers.guard.rules import broken_rule
 from autoresearch.researchers.interface import Brief, Failure, Kit, Researcher
+from autoresearch.researchers.simple.python import PythonResearcher
 from autoresearch.researchers.simple.scripted import ScriptedResearcher
 from campaigns import after, begun
 from lab_files import LAB
@@ -314,3 +315,9 @@ def test_a_path_is_looked_for_in_the_lab_and_then_where_the_person_is(
     (lab / "mine.sh").write_text("#!/bin/sh\n")
     (lab / "mine.sh").chmod(0o755)
     assert find("researcher", RESEARCHERS, "command")("./mine.sh", kit)
+
+
+def test_a_file_of_the_users_own_says_whether_it_may_be_asked_side_by_side(tmp_path: Path) -> None:
+    for line, expected in (("", False), ("side_by_side = True\n", True)):
+        (tmp_path / "mine.py").write_text(f"{line}def propose(brief):\n    return None\n")
+        assert PythonResearcher(str(tmp_path / "mine.py")).side_by_side is expected

@@ -13,6 +13,7 @@ def there(order: Order) -> Site:
         UserError: there is none, or none of its machines can carry out the lab's runs, and why.
     """
     ray = joining.library()
+    order.tell(f"joining the Ray cluster at {order.address}" if order.address else "starting Ray on this machine")
     joining.join(ray, order.address)
     joining.claim(ray, order.lab)
     from autoresearch.executors.cluster.driver import RayExecutor

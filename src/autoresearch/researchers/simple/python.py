@@ -1,4 +1,5 @@
-"""A researcher of the user's own: a Python file with a function `propose(brief)`."""
+"""A researcher of the user's own: a Python file with a function `propose(brief)`. With a line `side_by_side = True` it
+is called by several threads at the same time, if there are several slots."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ class PythonResearcher:
                 f"there is no file {argument!r}: name one with a function propose(brief), as in python:mine.py"
             )
         try:
-            self._propose = runpy.run_path(str(path)).get("propose")
+            found = runpy.run_path(str(path))
         except (Exception, SystemExit) as error:  # the user's own code can raise anything
             raise UserError(
                 f"cannot run {path} ({type(error).__name__}: {error}): fix it, then run this again"
             ) from error
+        self._propose, self.side_by_side = found.get("propose"), bool(found.get("side_by_side"))
         if not callable(self._propose):
             raise UserError(
                 f"{path} has no function propose(brief): it must return an autoresearch.researchers.interface.Proposal"
