@@ -48,6 +48,9 @@ def run(
     slots: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side, instead of `slots` in program.md.")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where train.py runs, instead of `executor` in program.md: local or ray.")
+    ] = None,
     no_confirm: Annotated[
         bool, typer.Option("--no-confirm", help="Leave the kept trials unconfirmed; `confirm` does it later.")
     ] = False,
@@ -62,7 +65,7 @@ def run(
     """
     workspace = Workspace.open(lab)
     settings, _ = config.load(workspace.program)
-    wanted = {"researcher": researcher, "slots": slots}
+    wanted = {"researcher": researcher, "slots": slots, "executor": executor}
     settings = settings.model_copy(update={name: value for name, value in wanted.items() if value is not None})
     console = Console()
     with workspace.lock():
