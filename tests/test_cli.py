@@ -216,6 +216,7 @@ def test_every_command_has_help_with_an_example(call: Cli, command: str) -> None
     assert f"Example: autoresearch {command}" in out
 
 
+@pytest.mark.slow
 def test_try_answers_in_a_few_lines_or_in_json_alone(lab: Path) -> None:
     def attempt(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "autoresearch", "try", "--lab", str(lab), "-m", "nearer", *options]
@@ -342,6 +343,7 @@ def test_every_error_is_json_for_who_asked_for_json(lab: Path, call: Cli) -> Non
         assert err == f"autoresearch: {answer['reason']}\n"
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_without_the_call_that_started_it(tmp_path: Path) -> None:
     lab = toy_lab.make(tmp_path / "lab")
     go = tmp_path / "go"

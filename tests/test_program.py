@@ -41,6 +41,7 @@ def call(lab: Path, command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_an_agent_that_follows_the_text_gets_through_it(lab: Path) -> None:
     commands = taught()
     idea = next(command for command in commands if command.startswith('autoresearch try -m "'))

@@ -103,6 +103,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(lab: Path, tmp_path: Pat
     check_whole(lab)
 
 
+@pytest.mark.slow
 def test_a_run_that_outlived_its_killed_loop_is_ended_by_the_next(lab: Path) -> None:
     loop = start(lab, sleep=6)
     wait_for(lab, 1)

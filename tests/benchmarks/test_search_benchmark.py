@@ -40,6 +40,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 def test_a_program_is_described_by_its_constants_and_patches(search: object) -> None:
     module = sys.modules["surrogate"]
     patches = [patch for patch in module.DECK if patch.name in ("smear", "muon-eq", "plain-muon")]
@@ -47,6 +48,7 @@ def test_a_program_is_described_by_its_constants_and_patches(search: object) -> 
     assert module.described(source) == module.Program({"MATRIX_LR": 0.02}, ("muon-eq", "plain-muon", "smear"))
 
 
+@pytest.mark.slow
 def test_every_searcher_can_be_driven(search: object) -> None:
     for name in sys.modules["search"].SEARCHERS:
         assert len(sys.modules["search"].campaign(name, 0, 3)) == 3

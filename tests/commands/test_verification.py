@@ -107,6 +107,7 @@ def test_a_replay_of_an_unknown_trial_is_one_sentence(noisy: Path) -> None:
     assert done.stderr.startswith("autoresearch: there is no trial 7")
 
 
+@pytest.mark.slow
 def test_a_control_counts_what_luck_keeps_and_leaves_the_search_alone(noisy: Path) -> None:
     (noisy / "train.py").write_text(TRAIN.replace("{X}", "{random.random()}"))
     git.commit_all(noisy, "luck of its own in each run")

@@ -32,6 +32,7 @@ def measure(directory: Path, train: str | None = None, *options: str) -> dict[st
     return found
 
 
+@pytest.mark.slow
 def test_it_measures_speed_memory_and_evaluation_of_the_shipped_train_py_without_any_data(tmp_path: Path) -> None:
     found = Measurement(**measure(tmp_path, None, "2048", stopwatch.EVALUATE))
     assert found.tokens == 4 * 32

@@ -132,6 +132,7 @@ def test_a_confirmation_that_is_asked_for_fills_the_slots_too(wide: Path) -> Non
     assert most_at_once(events) == 2
 
 
+@pytest.mark.slow
 @needs_two
 def test_what_comes_after_a_search_in_shares_of_a_machine_runs_in_such_a_share(wide: Path) -> None:
     """Otherwise its runs could not be compared with those of the search."""
@@ -311,6 +312,7 @@ def until_both_fly(lab: Path, since: int = 0) -> int:
     raise AssertionError("it did not come to that")
 
 
+@pytest.mark.slow
 @needs_two
 def test_a_kill_with_all_slots_busy_loses_nothing_and_doubles_nothing(wide: Path) -> None:
     since = 0
@@ -408,6 +410,7 @@ print("said by agent", number)
 """
 
 
+@pytest.mark.slow
 def test_agents_are_asked_side_by_side_and_each_trial_has_its_own_transcript(wide: Path) -> None:
     """The end of one does not end the other."""
     (wide.parent / "agent.py").write_text(AGENT)

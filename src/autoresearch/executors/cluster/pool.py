@@ -5,10 +5,11 @@ A slot is an actor: a process that keeps the GPUs and processors of a run. Machi
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -154,8 +155,7 @@ class Pool:
         """End all workers. They are made again when somebody asks for places."""
         with self._lock:
             for each in self._machines.values():
-                for slot in each.slots:
-                    ray.kill(slot.worker)
+                end(each.slots)
             self._machines, self._known, self._looked = {}, (), 0.0
 
     def _usable(self) -> list[Slot]:
@@ -173,7 +173,7 @@ class Pool:
     def lost(self, slot: Slot, error: Exception) -> str:
         """Give up the slot of a run that was lost, and say how it was. Another takes its place if the machine lives."""
         with self._lock:
-            ray.kill(slot.worker)
+            end([slot])
             each = self._machines.get(slot.place.node)
             why = f"the run's worker on {slot.name} was lost ({in_short(error)})"
             if each:
@@ -303,8 +303,7 @@ class Pool:
         if each.problem is None:
             each.problem = problem
             self._order.tell(f"{each.name} is not used: {problem}")
-            for slot in each.slots:
-                ray.kill(slot.worker)
+            end(each.slots)
             each.slots = []
 
     def _say_if_empty(self) -> None:
@@ -322,6 +321,13 @@ class Pool:
     def _told(self) -> str:
         """What each machine cannot be used for, in words."""
         return "; ".join(f"{each.name}: {each.problem}" for each in self._machines.values() if each.problem) or "none"
+
+
+def end(slots: Iterable[Slot]) -> None:
+    """End workers, as far as Ray can still reach them."""
+    for slot in slots:
+        with contextlib.suppress(Exception):  # of whatever kind, they end with this program at the latest
+            ray.kill(slot.worker)
 
 
 def in_short(error: Exception) -> str:
