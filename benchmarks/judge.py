@@ -22,7 +22,7 @@ from pathlib import Path
 from autoresearch.judging.interface import Judge
 from autoresearch.judging.judge import GreedyJudge, PosteriorJudge
 from autoresearch.lab.settings import Config
-from autoresearch.loop.compose import terms
+from autoresearch.loop.parts.compose import terms
 from campaigns_simulated import Played, Search, World
 from rules import OracleJudge, StrictJudge, ThresholdJudge
 

@@ -36,8 +36,8 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.events import Confirmation, GuidanceGiven
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Outcome
-from autoresearch.loop import compose
 from autoresearch.loop.asking import proposals
+from autoresearch.loop.parts import compose
 from autoresearch.loop.trial import publish
 from autoresearch.researchers import prompt
 from autoresearch.researchers.builtin import constant_moves

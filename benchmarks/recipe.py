@@ -28,7 +28,7 @@ from autoresearch.lab import presets, settings
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import CampaignStarted, Confirmation, TrialProposed
 from autoresearch.ledger.records import Decision, Purpose, Status
-from autoresearch.loop import compose
+from autoresearch.loop.parts import compose
 from campaigns_simulated import FIRST_SEED, run_ended, verdict
 
 RECORD = Path(__file__).with_name("recipe_record.jsonl")

@@ -17,7 +17,7 @@ from autoresearch.base import git
 from autoresearch.lab import config, presets
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.loop import compose
+from autoresearch.loop.parts import compose
 from autoresearch.models import saved_model
 from autoresearch.models.sampling import Request, Sampler
 from autoresearch.models.saved_model import Model

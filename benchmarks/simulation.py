@@ -33,10 +33,10 @@ from autoresearch.ledger.events import Event, Verdict
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Place, Proposal, RunEvent, RunRequest, RunResult
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop import compose
 from autoresearch.loop.loop import Driver, drive, recorded_stop
+from autoresearch.loop.parts import compose
+from autoresearch.loop.parts.stages import Policy, Stages
 from autoresearch.loop.slots import Slots
-from autoresearch.loop.stages import Policy, Stages
 from autoresearch.loop.start import begin
 from autoresearch.researchers.builtin.researcher import BuiltinResearcher
 from autoresearch.researchers.guard.fingerprint import fingerprint

@@ -24,7 +24,7 @@ from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Proposal
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop.stages import Policy, Stages
+from autoresearch.loop.parts.stages import Policy, Stages
 from autoresearch.researchers.simple.scripted import ScriptedResearcher
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy neighbor is no fault of ours

@@ -12,7 +12,7 @@ from autoresearch.lab.settings import Config
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import CampaignStarted, Confirmation, RunEnded, TrialProposed, Verdict
 from autoresearch.ledger.records import Crash, CrashKind, Decision, Purpose, Score, Status, Wanted
-from autoresearch.loop.compose import terms
+from autoresearch.loop.parts.compose import terms
 
 STARTED = CampaignStarted("t", "c0", "any", "posterior", "local", "none", {}, 60.0)
 

@@ -153,7 +153,7 @@ def test_the_loop_knows_no_concrete_backend() -> None:
     )
     for name, path in modules().items():
         if room(name) == "loop":
-            assert [found for found in own(path) if found.startswith(backends) and name != "loop.compose"] == []
+            assert [found for found in own(path) if found.startswith(backends) and name != "loop.parts.compose"] == []
 
 
 def test_the_bottom_needs_the_standard_library_only() -> None:

@@ -18,10 +18,10 @@ from autoresearch.base.process import MARK
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import ProposalRefused
 from autoresearch.ledger.records import Proposal, Status
-from autoresearch.loop import compose
 from autoresearch.loop.asking.proposals import Answer, admit
 from autoresearch.loop.loop import run_campaign
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts import compose
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.researchers.interface import Kit
 from autoresearch.researchers.llm.reply import ReplyError, parse
 from conftest import stages

@@ -38,7 +38,7 @@ from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Comparable
 from autoresearch.ledger.results_tsv import COLUMNS
 from autoresearch.loop.loop import confirm_now, replay, run_campaign
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts.stages import Stages
 from command_line import Cli, call, refused, script
 from conftest import never, proposal, stages
 from judged import a_run, kept

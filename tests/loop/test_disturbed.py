@@ -24,7 +24,7 @@ from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Load, RunEvent, RunRequest, RunResult, Status
 from autoresearch.loop import run
 from autoresearch.loop.loop import run_campaign
-from autoresearch.loop.stages import Policy, Stages
+from autoresearch.loop.parts.stages import Policy, Stages
 from autoresearch.views.live import LiveView
 from conftest import never, proposal, stages
 

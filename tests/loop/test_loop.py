@@ -17,7 +17,7 @@ from autoresearch.ledger.events import Event, FileSaved, ProposalRefused, RunSta
 from autoresearch.ledger.records import CrashKind, Decision, Proposal, Status
 from autoresearch.loop.asking import desk
 from autoresearch.loop.loop import run_campaign
-from autoresearch.loop.stages import Policy
+from autoresearch.loop.parts.stages import Policy
 from autoresearch.researchers.interface import Brief
 from conftest import never, proposal, stages
 

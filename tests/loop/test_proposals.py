@@ -18,7 +18,7 @@ from autoresearch.ledger.events import Event, GuidanceGiven, ProposalRefused, Ru
 from autoresearch.ledger.records import CrashKind, Proposal, Purpose, Status
 from autoresearch.loop.asking import desk
 from autoresearch.loop.loop import run_campaign
-from autoresearch.loop.stages import Policy
+from autoresearch.loop.parts.stages import Policy
 from autoresearch.researchers.interface import Brief
 from conftest import proposal, stages
 from judged import posterior_judge

@@ -21,7 +21,7 @@ from autoresearch.ledger.records import Proposal, Status
 from autoresearch.loop.asking import search
 from autoresearch.loop.asking.proposals import Answer, admit
 from autoresearch.loop.loop import run_campaign, try_once
-from autoresearch.loop.stages import Policy
+from autoresearch.loop.parts.stages import Policy
 from autoresearch.researchers.interface import Brief
 from conftest import stages
 from judged import a_campaign, a_trial, posterior_judge, with_trials

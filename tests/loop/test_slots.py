@@ -25,9 +25,9 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import Event, ProposalRefused, RunEnded, RunStarted, Verdict
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Outcome, Place, Proposal, Purpose, RunEvent, Status
-from autoresearch.loop import compose
 from autoresearch.loop.loop import confirm_now, run_campaign
-from autoresearch.loop.stages import Policy
+from autoresearch.loop.parts import compose
+from autoresearch.loop.parts.stages import Policy
 from autoresearch.researchers.interface import Brief, Kit
 from conftest import never, stages
 from judged import posterior_judge

@@ -16,7 +16,7 @@ from autoresearch.grading.scoring import PLACES, Answers, secret_places
 from autoresearch.lab import config
 from autoresearch.ledger.campaign import Trial
 from autoresearch.ledger.records import Status
-from autoresearch.loop import compose
+from autoresearch.loop.parts import compose
 from autoresearch.models.examination import Examiner, difference
 from sampling_lab import SamplingLab
 

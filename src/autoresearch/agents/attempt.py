@@ -21,11 +21,11 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalRefused, RunStarted
 from autoresearch.ledger.ledger import Mark
 from autoresearch.ledger.records import Proposal, RunEvent
-from autoresearch.loop import compose
 from autoresearch.loop.asking import proposals
 from autoresearch.loop.asking.proposals import Answer
 from autoresearch.loop.loop import try_once
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts import compose
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.trial import choose
 from autoresearch.researchers.interface import Brief
 

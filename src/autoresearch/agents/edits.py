@@ -10,7 +10,7 @@ from autoresearch.base.errors import UserError
 from autoresearch.lab.settings import Config
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.campaign import Campaign
-from autoresearch.loop import compose
+from autoresearch.loop.parts import compose
 from autoresearch.researchers.guard import rules
 
 

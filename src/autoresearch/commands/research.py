@@ -25,8 +25,8 @@ from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.events import Event, ProposalRefused, Stopped
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
-from autoresearch.loop import compose
 from autoresearch.loop.loop import run_campaign
+from autoresearch.loop.parts import compose
 from autoresearch.views import answer
 from autoresearch.views.lines import say
 from autoresearch.views.live import LiveView

@@ -16,7 +16,7 @@ from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.executors import hardware
 from autoresearch.lab import config
 from autoresearch.lab.workspace import Workspace
-from autoresearch.loop import compose
+from autoresearch.loop.parts import compose
 from autoresearch.models import saved_model
 from autoresearch.models.sampling import Request, Sampler
 from autoresearch.models.saved_model import Model

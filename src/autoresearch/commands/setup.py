@@ -20,7 +20,7 @@ from autoresearch.lab.sizing import fitting
 from autoresearch.lab.sizing.planner import Row
 from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger.ledger import Ledger
-from autoresearch.loop import compose, where
+from autoresearch.loop.parts import compose, where
 from autoresearch.researchers.interface import Checked
 from autoresearch.views import setup as view
 

@@ -26,10 +26,10 @@ from autoresearch.lab.workspace import Workspace
 from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign
 from autoresearch.ledger.ledger import CONTROL, Ledger
-from autoresearch.loop import compose
 from autoresearch.loop.loop import confirm_now, run_campaign
 from autoresearch.loop.loop import replay as replayed
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts import compose
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.researchers.interface import Researcher
 from autoresearch.views import verdicts
 from autoresearch.views.lines import about

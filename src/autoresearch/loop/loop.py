@@ -17,9 +17,9 @@ from autoresearch.ledger.events import (
 from autoresearch.ledger.records import Purpose
 from autoresearch.loop.asking.desk import Desk
 from autoresearch.loop.asking.proposals import Answer, carried_over, to_carry_over
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.run import FIRST_SEED, run_once
 from autoresearch.loop.slots import Slots
-from autoresearch.loop.stages import Stages
 from autoresearch.loop.start import baseline, begin, caught_up, check_researcher
 from autoresearch.loop.trial import commit, conclude, decided, enter, is_to_be_examined, publish, run_trial
 

@@ -35,7 +35,7 @@ from autoresearch.ledger.records import (
     Status,
     Worth,
 )
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts.stages import Stages
 
 FIRST_SEED = 42
 ANYWHERE = Place()

@@ -9,8 +9,8 @@ from types import TracebackType
 
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Place, Purpose, RunEvent, Wanted
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.run import run_once
-from autoresearch.loop.stages import Stages
 from autoresearch.loop.trial import examined
 
 

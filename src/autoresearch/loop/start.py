@@ -14,7 +14,7 @@ from autoresearch.ledger.events import (
 )
 from autoresearch.ledger.records import Proposal
 from autoresearch.loop.asking.proposals import Answer
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.trial import enter, publish, publish_older, run_trial
 from autoresearch.researchers.guard import rules
 from autoresearch.researchers.interface import Checked

@@ -17,8 +17,8 @@ from autoresearch.ledger.ledger import CONTROL, Ledger
 from autoresearch.ledger.records import Decision, RunEvent, Status
 from autoresearch.ledger.results_file import ResultsFile
 from autoresearch.loop.asking.proposals import Answer, base_of
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.run import run_once
-from autoresearch.loop.stages import Stages
 from autoresearch.models import saved_model
 from autoresearch.researchers.guard import duplicates, fingerprint
 

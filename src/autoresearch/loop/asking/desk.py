@@ -13,7 +13,7 @@ from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import ProposalRefused
 from autoresearch.loop.asking.proposals import Answer, Question, answered, brief, refused
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.researchers.interface import Researcher
 
 GRACE_SECONDS = 30.0  # beyond the deadline that a researcher enforces itself

@@ -14,7 +14,7 @@ from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.events import GuidanceGiven, ProposalRefused
 from autoresearch.ledger.records import CrashKind, Proposal, Start, Status
 from autoresearch.loop.asking import search
-from autoresearch.loop.stages import Stages
+from autoresearch.loop.parts.stages import Stages
 from autoresearch.researchers.guard import check, rules
 from autoresearch.researchers.guard.check import Refusal
 from autoresearch.researchers.interface import Brief, Failure, Researcher

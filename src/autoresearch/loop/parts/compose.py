@@ -29,8 +29,8 @@ from autoresearch.ledger.events import Event
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import RunEvent
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop import where
-from autoresearch.loop.stages import Policy, Stages
+from autoresearch.loop.parts import where
+from autoresearch.loop.parts.stages import Policy, Stages
 from autoresearch.models.cell import Cell
 from autoresearch.researchers.interface import Kit, Researcher
 from autoresearch.researchers.papers import search
