@@ -33,7 +33,8 @@ from autoresearch.ledger.events import Event, Verdict
 from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Place, Proposal, RunEvent, RunRequest, RunResult
 from autoresearch.ledger.results_file import ResultsFile
-from autoresearch.loop.loop import Driver, drive, recorded_stop
+from autoresearch.loop.driver import Driver, drive
+from autoresearch.loop.loop import recorded_stop
 from autoresearch.loop.parts import compose
 from autoresearch.loop.parts.stages import Policy, Stages
 from autoresearch.loop.slots import Slots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -16,21 +17,23 @@ from autoresearch.agents.pending import Pending
 from autoresearch.base import atomic, process
 from autoresearch.base.errors import BusyError, UserError
 from autoresearch.grading.protocol import LOG
-from autoresearch.lab import config
+from autoresearch.lab import config, inbox
+from autoresearch.ledger import report
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, ProposalRefused, RunStarted
+from autoresearch.ledger.events import ChosenByHand, Event, FileSaved, Ordered, ProposalRefused, RunStarted
 from autoresearch.ledger.ledger import Mark
-from autoresearch.ledger.records import Proposal, RunEvent
+from autoresearch.ledger.records import Order, Proposal, RunEvent
+from autoresearch.loop import steering
 from autoresearch.loop.asking import proposals
 from autoresearch.loop.asking.proposals import Answer
 from autoresearch.loop.loop import try_once
 from autoresearch.loop.parts import compose
 from autoresearch.loop.parts.stages import Stages
-from autoresearch.loop.trial import choose
 from autoresearch.researchers.interface import Brief
 
 Say = Callable[[str], None]
 Progress = Callable[[float, str], None]
+OBEYED_SECONDS, LOOK_SECONDS = 5.0, 0.1  # for which an order is waited for, and between two looks
 START_SECONDS = 60.0  # in which a detached trial has begun or says why not; preparing data may take longer
 AGAIN = "put that right, then run the same command again"
 
@@ -183,8 +186,8 @@ class InteractiveLab(Answers):
 
     # ------------------------------------------------------------ by hand
 
-    def choose(self, number: int, *, keep: bool, why: str, by: str) -> ChosenByHand:
-        """Keep a trial by hand, or drop a keep.
+    def choose(self, number: int, *, keep: bool, why: str, by: str) -> ChosenByHand | None:
+        """Keep a trial by hand, or drop a keep. None if a loop is at work that will do it once no trial is open.
 
         Raises:
             UserError: this cannot be done, and why.
@@ -192,12 +195,57 @@ class InteractiveLab(Answers):
         if not why.strip():
             raise UserError("the reason is empty: say why in one line, for the record")
         tag = self.trial(number).proposed.tag
+        order = Ordered(tag, Order.KEEP if keep else Order.DROP, by, why, number)
+        return self.campaign(tag).chosen[-1] if self.order(order) else None
+
+    def ordered(
+        self,
+        order: str,
+        *,
+        by: str,
+        why: str = "",
+        trial: int | None = None,
+        tag: str | None = None,
+        max_usd: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Ordered:
+        """An order to a campaign, to that of a trial, or to the latest.
+
+        Raises:
+            UserError: something that it needs is missing.
+        """
+        kind = Order(order)
+        if kind is Order.STOP and trial is None:
+            raise UserError("name the trial whose runs are to stop: `autoresearch status` says what is under way")
+        if kind is Order.LIMIT and max_usd is None and max_tokens is None:
+            raise UserError("name a limit: dollars or tokens that the researcher may spend in the whole campaign")
+        campaign = self.campaign(tag) if trial is None else self.campaign(self.trial(trial).proposed.tag)
+        return Ordered(campaign.tag, kind, by, why, trial, max_usd, max_tokens)
+
+    def order(self, told: Ordered) -> bool:
+        """Tell a search something. A loop at work does it; if none is, it is done now. Whether it is done already.
+
+        Raises:
+            UserError: it cannot be done, and why.
+        """
+        path = inbox.put(self.workspace, dataclasses.replace(told, why=config.redact(report.printable_line(told.why))))
+        until = time.monotonic() + OBEYED_SECONDS
+        while path.exists() and time.monotonic() < until:
+            if self.workspace.is_locked():
+                time.sleep(LOOK_SECONDS)
+                continue
+            with contextlib.suppress(BusyError), self.workspace.lock():
+                self._obey(told.tag)
+        if refusal := inbox.refusal(path):
+            raise UserError(refusal)
+        return not path.exists()
+
+    def _obey(self, tag: str) -> None:
         settings = config.load(self.workspace.program)[0].model_copy(update={"executor": "local"})  # nothing is run
-        with self.workspace.lock():
-            self.ledger.repair()
-            ignore = lambda *_: None  # noqa: E731
-            stages = compose.compose(self.workspace, self.ledger, settings, tag, ignore, ignore, agent=Agent())
-            return choose(stages, tag, number, keep=keep, by=by, why=proposals.clean(stages, why))
+        self.ledger.repair()
+        ignore = lambda *_: None  # noqa: E731
+        stages = compose.compose(self.workspace, self.ledger, settings, tag, ignore, ignore, agent=Agent())
+        steering.obey_all(stages, tag)
 
     def papers(self, query: str) -> str:
         """What the literature says about a query."""

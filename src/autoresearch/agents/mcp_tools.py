@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoresearch.agents.attempt import InteractiveLab
 from autoresearch.base.errors import UserError
+from autoresearch.ledger.events import ChosenByHand
 
 
 class Arguments(BaseModel):
@@ -40,6 +41,14 @@ class ByHand(Arguments):
     why: str = Field(min_length=1, description="the reason, for the record")
 
 
+class ToSearch(OfCampaign):
+    order: Literal["pause", "resume", "confirm", "stop", "limit"] = Field(description="what to do")
+    why: str = Field("", description="the reason, for the record")
+    trial: int | None = Field(None, ge=0, description="for stop: the trial's number")
+    max_usd: float | None = Field(None, ge=0, description="for limit: dollars in the whole campaign")
+    max_tokens: int | None = Field(None, ge=0, description="for limit: tokens in the whole campaign")
+
+
 class Edits(Arguments):
     idea: str = Field(min_length=1, description="what you changed, in one line, for the record")
     why: str = Field("", description="why you think it helps, and what you expect")
@@ -57,6 +66,26 @@ class Guidance(Arguments):
 
 class Query(Arguments):
     query: str = Field(min_length=1, description="a few technical words, as for a search engine")
+
+
+LATER = "the loop at work does it once no trial is open"
+
+
+def _chosen(chosen: ChosenByHand | None) -> str:
+    return chosen.words if chosen else LATER
+
+
+def _ordered(lab: InteractiveLab, given: Any) -> str:
+    told = lab.ordered(
+        given.order,
+        by="MCP",
+        why=given.why,
+        trial=given.trial,
+        tag=given.tag,
+        max_usd=given.max_usd,
+        max_tokens=given.max_tokens,
+    )
+    return told.words if lab.order(told) else f"{told.words}: the loop at work will do it"
 
 
 @dataclass(frozen=True)
@@ -114,7 +143,7 @@ TOOLS = (
         "Make a scored trial the best version by your own judgment, as when it is equal and much simpler, or to go "
         "back to an earlier keep. The reason is recorded. What is claimed still has to be confirmed on fresh seeds.",
         ByHand,
-        lambda lab, given: lab.choose(given.trial, keep=True, why=given.why, by="MCP").words,
+        lambda lab, given: _chosen(lab.choose(given.trial, keep=True, why=given.why, by="MCP")),
         read_only=False,
     ),
     Tool(
@@ -122,7 +151,16 @@ TOOLS = (
         "Take a kept trial back that you know to be a fluke, with all that was built on it. The best version is then "
         "what it was made of. The reason is recorded.",
         ByHand,
-        lambda lab, given: lab.choose(given.trial, keep=False, why=given.why, by="MCP").words,
+        lambda lab, given: _chosen(lab.choose(given.trial, keep=False, why=given.why, by="MCP")),
+        read_only=False,
+    ),
+    Tool(
+        "order",
+        "Tell the search to pause once the runs in flight have ended, to resume, to confirm its keeps now, to stop the "
+        "runs of a trial, or what its researcher may spend (limit). Do that only if the user asks for it. The order "
+        "and its reason are recorded.",
+        ToSearch,
+        lambda lab, given: _ordered(lab, given),
         read_only=False,
     ),
     Tool(

@@ -35,7 +35,7 @@ class Glimpse:
 class Overview:
     """Where a campaign stands. `tokens`, `usd` and `refused` are what its researcher spent, and what was not taken.
 
-    `researcher` made the latest proposal.
+    `researcher` made the latest proposal. `paused` says who paused it, and why.
     """
 
     started: CampaignStarted
@@ -48,6 +48,7 @@ class Overview:
     recent: tuple[Glimpse, ...]
     under_way: Glimpse | None
     researcher: str
+    paused: str | None = None
 
 
 def of(campaign: Campaign) -> Overview:
@@ -69,6 +70,7 @@ def of(campaign: Campaign) -> Overview:
         recent=tuple(_glimpse(campaign, trial) for trial in campaign.finished[-RECENT:]),
         under_way=_glimpse(campaign, under_way) if under_way else None,
         researcher=campaign.trials[-1].proposed.researcher if campaign.trials else campaign.started.researcher,
+        paused=campaign.paused.words if campaign.paused else None,
     )
 
 

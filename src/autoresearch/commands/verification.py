@@ -16,6 +16,7 @@ from autoresearch.agents.answers import Answers
 from autoresearch.agents.attempt import Agent
 from autoresearch.base import stopping
 from autoresearch.base.errors import UserError
+from autoresearch.commands import steering
 from autoresearch.commands.options import HERE, AsJson, Lab, Tag, print_json
 from autoresearch.commands.results import read_results
 from autoresearch.judging import audit as auditing
@@ -75,11 +76,16 @@ def at_work(
 def confirm(lab: Lab = HERE, tag: Tag = None, as_json: AsJson = False) -> None:
     """Test now, on fresh seeds, whether the kept trials are really better than the baseline and the last confirmed one.
 
-    The loop does this by itself after `confirm_every` keeps and at its end. Trials that fail the test are reverted.
+    The loop does this by itself after `confirm_every` keeps and at its end. Trials that fail the test are reverted. A
+    loop at work is told to do it now.
 
     Example: autoresearch confirm --lab my-lab
     """
-    begun = Answers(Workspace.open(lab)).campaign(tag)
+    workspace = Workspace.open(lab)
+    begun = Answers(workspace).campaign(tag)
+    if workspace.is_locked():
+        steering.order(lab, as_json=as_json, order="confirm", why="", tag=begun.tag)
+        return
     with at_work(lab, lambda *_: begun.tag, Agent()) as (stages, name, interrupted):
         found = confirm_now(stages, name, interrupted)
         standing = standings.of(stages.campaign(name).sealed)

@@ -48,6 +48,7 @@ class Workspace:
         self.detached = self.state / "try.log"
         self.trials = self.state / "trials"
         self.worktrees = self.state / "worktrees"
+        self.inbox = self.state / "inbox"  # of what people tell the search
         self.transcripts = self.state / "transcripts"  # of questions to a researcher, until there is a trial
 
     @classmethod

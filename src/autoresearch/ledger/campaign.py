@@ -14,12 +14,13 @@ from autoresearch.ledger.events import (
     CampaignStarted,
     ChosenByHand,
     Confirmation,
+    Ordered,
     ProposalRefused,
     RunEnded,
     TrialProposed,
     Verdict,
 )
-from autoresearch.ledger.records import Comparable, Crash, Outcome, Purpose, Scalar, Status
+from autoresearch.ledger.records import Comparable, Crash, Order, Outcome, Purpose, Scalar, Status
 
 Move = Union["Trial", Confirmation, ChosenByHand]  # what moves the incumbent
 DATA = ("train_sha256", "val_sha256")  # identify the text in a run's environment
@@ -113,6 +114,7 @@ class Campaign:
     guidance: str = ""
     confirmations: tuple[Confirmation, ...] = ()
     chosen: tuple[ChosenByHand, ...] = ()
+    orders: tuple[Ordered, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -237,6 +239,22 @@ class Campaign:
         known = self.verdicts_before(self.confirmations[-1]) if self.confirmations else 0
         since = {each.trial for each in self.chosen if each.kept and each.confirmations == len(self.confirmations)}
         return tuple(trial for trial in self.provisional if self._places[trial] >= known or trial.number in since)
+
+    @property
+    def paused(self) -> Ordered | None:
+        """The order to pause, if it is not resumed since."""
+        latest = next((each for each in reversed(self.orders) if each.order in (Order.PAUSE, Order.RESUME)), None)
+        return latest if latest and latest.order is Order.PAUSE else None
+
+    @property
+    def is_to_confirm(self) -> bool:
+        """Whether somebody ordered a confirmation that has not ended yet."""
+        return any(e.order is Order.CONFIRM and e.confirmations == len(self.confirmations) for e in self.orders)
+
+    def limit(self, name: str) -> float | None:
+        """The latest limit of that name that somebody ordered; None if nobody did."""
+        found = (getattr(each, name) for each in reversed(self.orders) if each.order is Order.LIMIT)
+        return next((value for value in found if value is not None), None)
 
     def status_of(self, trial: Trial) -> Status | None:
         """What a trial counts as today: its verdict, unless it was taken back or kept by hand since."""

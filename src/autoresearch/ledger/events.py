@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from autoresearch.ledger.records import Crash, Estimate, Outcome, Purpose, Scalar, Score, Start, Status
+from autoresearch.ledger.records import Crash, Estimate, Order, Outcome, Purpose, Scalar, Score, Start, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +226,30 @@ class ChosenByHand:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordered:
+    """What somebody told a search to do, and why. `trial` is the one that it is about. None leaves a limit as it is.
+
+    `confirmations` counts those before it.
+    """
+
+    tag: str
+    order: Order
+    by: str
+    why: str
+    trial: int | None = None
+    max_usd: float | None = None
+    max_tokens: int | None = None
+    confirmations: int = 0
+
+    @property
+    def words(self) -> str:
+        about = "" if self.trial is None else f" #{self.trial}"
+        limits = {"max_usd": self.max_usd, "max_tokens": self.max_tokens}
+        about += "".join(f" {name} {value:g}" for name, value in limits.items() if value is not None)
+        return f"{self.order.value}{about} ({self.by}{f': {self.why}' if self.why else ''})"
+
+
+@dataclass(frozen=True, slots=True)
 class TrialDropped:
     """A trial that counts for nothing any more, and why: its commit was lost."""
 
@@ -264,6 +288,7 @@ Event = (
     | Verdict
     | Confirmation
     | ChosenByHand
+    | Ordered
     | TrialDropped
     | FileSaved
     | Stopped

@@ -22,6 +22,7 @@ from autoresearch.ledger.events import (
     Confirmation,
     Event,
     GuidanceGiven,
+    Ordered,
     ProposalRefused,
     RunEnded,
     TrialDropped,
@@ -248,6 +249,7 @@ class Gathered:
         self._guidance: dict[str, str] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
         self._chosen: dict[str, list[ChosenByHand]] = {}
+        self._orders: dict[str, list[Ordered]] = {}
         self._made: dict[str, Campaign] = {}  # campaigns as they were last asked for, unless something changed since
 
     def add(self, event: Event) -> None:
@@ -273,6 +275,9 @@ class Gathered:
             case ChosenByHand():
                 self._chosen.setdefault(event.tag, []).append(event)
                 self._changed(event.tag)
+            case Ordered():
+                self._orders.setdefault(event.tag, []).append(event)
+                self._changed(event.tag)
             case _:
                 pass
 
@@ -296,6 +301,7 @@ class Gathered:
             guidance=self._guidance.get(tag, ""),
             confirmations=tuple(self._confirmations.get(tag, ())),
             chosen=tuple(self._chosen.get(tag, ())),
+            orders=tuple(self._orders.get(tag, ())),
         )
         return made
 

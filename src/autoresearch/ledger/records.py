@@ -38,6 +38,18 @@ class Purpose(StrEnum):
     REPLAY = "replay"  # check whether the result repeats
 
 
+class Order(StrEnum):
+    """What somebody can tell a search while it runs, or while it rests."""
+
+    PAUSE = "pause"  # start nothing more once the runs in flight have ended
+    RESUME = "resume"
+    KEEP = "keep"  # a trial by hand
+    DROP = "drop"  # a kept trial
+    CONFIRM = "confirm"  # test the keeps on fresh seeds now
+    STOP = "stop"  # the runs of a trial
+    LIMIT = "limit"  # what the researcher may spend
+
+
 class Outcome(StrEnum):
     """How a confirmation ended."""
 

@@ -140,7 +140,9 @@ def _run(
     ended = listener.marked(run_record(stages, campaign, unfinished, result, result.grading))
     reason = listener.disturbed or disturbed(stages, trial, ended, result, result.grading.clock)
     ended = replace(ended, disturbed=reason, set_aside=reason is not None and not is_last)
-    if result.lost:
+    if stopped := stages.stopped(trial.number):
+        ended = replace(ended, crash=None, score=None, invalid=stopped, disturbed=None, set_aside=False)
+    elif result.lost:
         ended = replace(unfinished, wall_seconds=result.wall_seconds, lost=result.lost, set_aside=True)
     elif request.baseline and purpose is Purpose.TRIAL and (slow := overran(stages, ended)):
         ended = once_more(trial, ended, slow)

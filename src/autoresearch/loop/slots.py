@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
+from autoresearch.base.errors import EndRun
 from autoresearch.ledger.campaign import Campaign, Trial
 from autoresearch.ledger.records import Place, Purpose, RunEvent, Wanted
 from autoresearch.loop.parts.stages import Stages
@@ -38,7 +39,8 @@ class Slots:
     """
 
     def __init__(self, stages: Stages) -> None:
-        self._stages = replace(stages, progress=self._hear)
+        self._stopped: dict[int, str] = {}  # trials whose runs are stopped by hand, and why
+        self._stages = replace(stages, progress=self._hear, stopped=self._stopped.get)
         self._tell = stages.progress
         self._places = stages.places()
         self._flights: list[Flight] = []
@@ -84,6 +86,13 @@ class Slots:
             flight,
             lambda: run_once(self._stages, campaign, trial, purpose, seed, self._number, flight.place),
         )
+
+    def stop(self, trial: int, why: str) -> bool:
+        """End the runs that are to decide a trial. Whether there is one."""
+        flying = any(each.trial == trial and each.purpose is Purpose.TRIAL and each.seed for each in self._flights)
+        if flying:
+            self._stopped[trial] = why
+        return flying
 
     def examine(self, trial: Trial) -> None:
         """Start the examination of a trial's model in a free slot, as it needs one's share of the machine."""
@@ -135,6 +144,8 @@ class Slots:
     def _hear(self, trial: int, event: RunEvent) -> None:
         self._check()
         self._tell(trial, event)
+        if event.name == "load" and (why := self._stopped.get(trial)):
+            raise EndRun(why)
 
     def _number(self, trial: Trial) -> int:
         """The number of a trial's next run, which no other has."""

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from autoresearch.agents.overview import Overview
-from autoresearch.ledger.events import ChosenByHand
+from autoresearch.ledger.events import ChosenByHand, Ordered
 from autoresearch.ledger.records import Status
 from autoresearch.views.lines import COLORS, label, say
 from autoresearch.views.terminal import counts, standing_lines
+
+LATER = "the loop at work does it soon; a decision by hand waits until no trial is open"
 
 
 def show_result(result: Mapping[str, object], console: Console) -> None:
@@ -56,8 +58,18 @@ def _pace(found: object) -> str:
     return ", ".join(filter(None, both))
 
 
-def show_choice(chosen: ChosenByHand, found: Overview, console: Console) -> None:
+def show_order(told: Ordered, console: Console, *, is_done: bool) -> None:
+    """What a search was told, and when it does it."""
+    say(console, label("ordered", told.words))
+    if not is_done:
+        say(console, label("", LATER))
+
+
+def show_choice(chosen: ChosenByHand | None, found: Overview, console: Console) -> None:
     """What was kept or dropped by hand, and what is the best version now."""
+    if chosen is None:
+        say(console, label("ordered", LATER))
+        return
     say(
         console, label("by hand", chosen.words), label("branch", f"autoresearch/{chosen.tag} is at #{chosen.incumbent}")
     )

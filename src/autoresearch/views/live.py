@@ -25,6 +25,7 @@ from autoresearch.ledger.events import (
     Confirmation,
     Event,
     FileSaved,
+    Ordered,
     ProposalRefused,
     RunEnded,
     RunStarted,
@@ -173,6 +174,8 @@ class LiveView:
                 self._best = self._kept.get(event.incumbent, self._best)
             case FileSaved():
                 self._tell(label("saved", event.words, "yellow"))
+            case Ordered():
+                self._tell(label("ordered", one_line(event.words), "bold"))
             case Stopped():
                 self._works.clear()
                 self._tell(label("stopped", event.reason, "bold"))

@@ -35,6 +35,8 @@ def show_status(found: Overview, running: bool, console: Console) -> None:
     started = found.started
     loop = "at work" if running else f"not running: {GO_ON['try' if found.researcher == 'try' else 'run']}"
     say(console, label("loop", loop, "green" if running else ""), label("branch", f"autoresearch/{started.tag}"))
+    if found.paused:
+        say(console, label("paused", f"{found.paused}: `autoresearch resume` lets it go on", "yellow"))
     say(console, label("set-up", set_up(started)), *_class(found.comparable))
     say(console, *counts(found.report), *standing_lines(found.standing))
     if found.under_way:

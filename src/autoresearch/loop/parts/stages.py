@@ -46,11 +46,14 @@ class Policy:
     search: Search = "line"
 
     def overspent(self, campaign: Campaign) -> str | None:
-        """Which cap the campaign's researcher has reached; None if it may continue."""
-        if self.max_usd is not None and campaign.usd >= self.max_usd:
-            return f"`max_usd` of {self.max_usd:g} is reached: the researcher has spent {campaign.usd:.2f} USD"
-        if self.max_tokens is not None and campaign.tokens >= self.max_tokens:
-            return f"`max_tokens` of {self.max_tokens} is reached: the researcher has used {campaign.tokens}"
+        """Which cap the campaign's researcher has reached; None if it may continue. An ordered limit replaces a cap."""
+        max_usd, max_tokens = campaign.limit("max_usd"), campaign.limit("max_tokens")
+        usd = self.max_usd if max_usd is None else max_usd
+        tokens = self.max_tokens if max_tokens is None else max_tokens
+        if usd is not None and campaign.usd >= usd:
+            return f"`max_usd` of {usd:g} is reached: the researcher has spent {campaign.usd:.2f} USD"
+        if tokens is not None and campaign.tokens >= tokens:
+            return f"`max_tokens` of {tokens:g} is reached: the researcher has used {campaign.tokens}"
         return None
 
 
@@ -63,7 +66,8 @@ class Stages:
     meanwhile, which may raise. `redact` removes keys
     from a text. With `prune`, hopeless runs are ended early. `device` is what runs run on, `preset` the sizes the lab
     was created with. `places` gives the slots, in which runs are side by side: in a cluster they come and go. `clock`
-    tells the seconds by which the questions to a researcher are timed.
+    tells the seconds by which the questions to a researcher are timed. `stopped` says why a trial's runs were stopped
+    by hand; None if they were not.
     """
 
     workspace: Workspace
@@ -92,6 +96,7 @@ class Stages:
     progress: Callable[[int, RunEvent], None]
     places: Callable[[], tuple[Place, ...]] = lambda: (Place(),)
     clock: Callable[[], float] = time.monotonic
+    stopped: Callable[[int], str | None] = lambda trial: None
     recording: threading.RLock = field(default_factory=threading.RLock)
 
     def record(self, event: Event) -> None:
