@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for campaigns.py
 SEQUENTIAL = 100  # trials, whose gain is the goal of all others
 ROUNDS = 6  # trials per slot that are made at least, so that the busy share means something
 FIRST_SEED = 100  # of the campaigns; the policy's constants were chosen on others
-FEW = 6  # trials before the ledger is made longer
+FEW = 3  # trials before the ledger is made longer
 MOST = 12  # times as many trials as the sequential loop's, after which a campaign has not reached the goal
 GOALS = {"busy at 64 slots": 0.95, "times as fast at 16 slots": 10.0, "own work per trial, ms": 50.0}
 
@@ -218,7 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.campaigns, options.slots, options.ledger = 2, [2], 50
-    trials, rounds = (4, 3) if options.quick else (SEQUENTIAL, ROUNDS)
+    trials, rounds = (2, 1) if options.quick else (SEQUENTIAL, ROUNDS)
     print(f"RECORDED SURROGATE in SIMULATED TIME; no run was made for this. {processor()}")
     print(surrogate().fidelity(), flush=True)
 

@@ -112,7 +112,7 @@ Ledger(workspace.ledger).append(GuidanceGiven("t", made))
 
 
 def test_what_an_event_names_is_forced_to_the_disk_before_the_event(lab: Path, tmp_path: Path) -> None:
-    calls = traced([sys.executable, "-c", RECORDS, str(lab)], tmp_path / "calls")
+    calls = traced([sys.executable, "-c", RECORDS, str(lab)], tmp_path / "calls", lab)
     forced: set[str] = set()
     named: list[str] = []  # objects and references, once they have their names
     for call, paths in calls:
@@ -131,8 +131,11 @@ def test_what_an_event_names_is_forced_to_the_disk_before_the_event(lab: Path, t
     assert calls[-2] == ("fsync", [str(lab / ".autoresearch/ledger.jsonl")])
 
 
-def traced(command: list[str], output: Path) -> list[tuple[str, list[str]]]:
-    """The calls of a command that write, force and name files, in order, each with its paths."""
+def traced(command: list[str], output: Path, root: Path) -> list[tuple[str, list[str]]]:
+    """The calls of a command that write, force and name files, in order, each with its paths.
+
+    Those that are relative are so to a root, where git works.
+    """
     tracing = ["strace", "-f", "-y", "-qq", "-e", "trace=fsync,write,link,rename", "-o", str(output)]
     try:
         subprocess.run([*tracing, *command], check=True, capture_output=True)
@@ -142,9 +145,10 @@ def traced(command: list[str], output: Path) -> list[tuple[str, list[str]]]:
     for line in output.read_text().splitlines():
         if call := re.match(r"\d+ +(\w+)\((.*)", line):
             name, rest = call.groups()
-            paths = (
-                re.findall(r'"(/[^"]*)"', rest) if name in ("link", "rename") else re.findall(r"^\d+<(/[^>]*)>", rest)
-            )
+            if name in ("link", "rename"):
+                paths = [str(root / path) for path in re.findall(r'"([^"]*)"', rest)]
+            else:
+                paths = re.findall(r"^\d+<(/[^>]*)>", rest)
             if paths:
                 found.append((name, paths))
     return found

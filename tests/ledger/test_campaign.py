@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoresearch.judging import judge
@@ -167,6 +167,7 @@ def grown(tree: list[tuple[int, bool]], order: list[int]) -> Campaign:
     return a_campaign(*trials)
 
 
+@settings(deadline=None)
 @given(trees(), st.randoms())
 def test_in_whatever_order_verdicts_come_the_tree_has_no_cycles_and_leads_to_the_last_keep(
     tree: list[tuple[int, bool]], random: Random
@@ -190,6 +191,7 @@ def test_in_whatever_order_verdicts_come_the_tree_has_no_cycles_and_leads_to_the
     assert set(campaign.taken_back) == set(numbers(campaign.kept)) - set(numbers(lineage))
 
 
+@settings(deadline=None)
 @given(trees(), st.randoms())
 def test_the_order_in_which_runs_end_changes_no_programs_posterior(
     tree: list[tuple[int, bool]], random: Random
@@ -199,6 +201,7 @@ def test_the_order_in_which_runs_end_changes_no_programs_posterior(
     assert judge.believed(grown(tree, one)) == judge.believed(grown(tree, other))
 
 
+@settings(deadline=None)
 @given(trees(), st.randoms())
 def test_a_replayed_ledger_gives_the_same_tree(tree: list[tuple[int, bool]], random: Random) -> None:
     order = list(range(len(tree)))

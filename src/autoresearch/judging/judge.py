@@ -17,7 +17,7 @@ from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import Decision, Estimate, Status, Wanted
 
 AGAIN = 1.5  # a fresh proposal may be run again too, which its own worth does not include
-BLOCK = 512  # trials that are settled together
+BLOCK = 256  # trials that are settled together
 MOST_BLOCKS = 64  # that are remembered
 MOST_REPLICATED = 256  # programs that the noise of a run is measured on
 REMEMBERED = 4  # campaigns whose estimates are kept: the latest state is asked for again and again

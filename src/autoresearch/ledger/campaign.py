@@ -172,20 +172,21 @@ class Campaign:
     def _steps(self) -> list[Move]:
         """What moved the incumbent, in the order in which it happened."""
         placed: list[tuple[tuple[int, int, int], Move]] = [
-            *(((place, -1, 0), trial) for trial, place in self._places.items() if _was_kept(trial)),
+            *(((self._place(trial), -1, 0), trial) for trial in self.finished if _was_kept(trial)),
             *(((self.verdicts_before(each) - 1, nth, 1), each) for nth, each in enumerate(self.confirmations)),
             *(((each.verdicts - 1, each.confirmations, 0), each) for each in self.chosen),
         ]
         return [step for _, step in sorted(placed, key=lambda both: both[0])]
 
+    def _place(self, trial: Trial) -> int:
+        """The number of verdicts before a finished trial's own."""
+        known = trial.verdict.place if trial.verdict else None
+        return self._order[trial] if known is None else known
+
     @cached_property
-    def _places(self) -> Mapping[Trial, int]:
-        """The finished trials, each with the number of verdicts before its own."""
-        return {
-            trial: nth if trial.verdict.place is None else trial.verdict.place
-            for nth, trial in enumerate(self.finished)
-            if trial.verdict
-        }
+    def _order(self) -> Mapping[Trial, int]:
+        """The finished trials, each with its place among them: that of its verdict, where there was one slot."""
+        return {trial: nth for nth, trial in enumerate(self.finished)}
 
     def verdicts_before(self, confirmation: Confirmation) -> int:
         """How many verdicts there were before a confirmation was concluded."""
@@ -238,7 +239,7 @@ class Campaign:
         """The provisional keeps that no confirmation has tested."""
         known = self.verdicts_before(self.confirmations[-1]) if self.confirmations else 0
         since = {each.trial for each in self.chosen if each.kept and each.confirmations == len(self.confirmations)}
-        return tuple(trial for trial in self.provisional if self._places[trial] >= known or trial.number in since)
+        return tuple(trial for trial in self.provisional if self._place(trial) >= known or trial.number in since)
 
     @property
     def paused(self) -> Ordered | None:

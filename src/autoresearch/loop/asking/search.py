@@ -56,19 +56,14 @@ def start(campaign: Campaign, search: Search, number: int) -> Trial:
 @functools.lru_cache(maxsize=4)
 def promising(campaign: Campaign) -> tuple[Trial, ...]:
     """The best programs beside the incumbent that a proposal may start from, by what is believed, best first."""
-    believed, incumbent = judge.believed(campaign).programs, campaign.incumbent
-    out = given_up(campaign)
-    found = [
-        trial
-        for trial in judge.scored(campaign)
-        if trial is not incumbent
-        and trial.proposed.commit in believed
-        and trial.number not in out
-        and trial.verdict is not None
-        and trial.verdict.status in (Status.KEEP, Status.DISCARD)
-        and not (trial.crash or trial.invalid)
-    ]
-    return tuple(sorted(found, key=lambda trial: (believed[trial.proposed.commit].mean, trial.number))[:PROMISING])
+    believed, out, found = judge.believed(campaign).programs, given_up(campaign), list[Trial]()
+    for trial in sorted(judge.scored(campaign), key=lambda each: believed[each.proposed.commit].mean):
+        fit = trial.verdict is not None and trial.verdict.status in (Status.KEEP, Status.DISCARD)
+        if fit and trial is not campaign.incumbent and trial.number not in out and not (trial.crash or trial.invalid):
+            found.append(trial)
+        if len(found) == PROMISING:
+            break
+    return tuple(found)
 
 
 def given_up(campaign: Campaign) -> set[int]:
