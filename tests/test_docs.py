@@ -33,7 +33,7 @@ of researchers in [researchers.md](researchers.md)."""
 COMMANDS = (
     *("new", "doctor", "prepare", "train", "run", "try", "guide", "papers", "mcp"),
     *("status", "log", "show", "report", "chart", "confirm", "replay", "aa", "audit", "sample"),
-    *("keep", "drop", "tags", "diff"),
+    *("keep", "drop", "tags", "diff", "pause", "resume", "stop", "limit"),
 )
 
 

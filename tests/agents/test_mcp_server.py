@@ -164,13 +164,20 @@ def raw(command: list[str]) -> Any:
 def test_the_tools_are_listed_with_what_they_take(command: list[str], mode: str) -> None:
     async def call(client: Client) -> None:
         listed = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert list(listed) == ["status", "history", "show", "try", "wait", "keep", "drop", "guidance", "papers"]
+        seen = ["status", "history", "show", "try", "wait", "keep", "drop", "order", "guidance", "papers"]
+        assert list(listed) == seen
         assert all(tool.description and len(tool.description) > 80 for tool in listed.values())
         assert listed["try"].input_schema["required"] == ["idea"]
         assert set(listed["history"].input_schema["properties"]) == {"tag", "limit"}
         assert not any(tool.input_schema["additionalProperties"] for tool in listed.values())
         hints = {name: tool.annotations.read_only_hint for name, tool in listed.items() if tool.annotations}
-        assert [name for name, read_only in hints.items() if not read_only] == ["try", "keep", "drop", "guidance"]
+        assert [name for name, read_only in hints.items() if not read_only] == [
+            "try",
+            "keep",
+            "drop",
+            "order",
+            "guidance",
+        ]
         assert "val_bpb" in (client.instructions or "")
 
     talk(command, call, mode)

@@ -143,8 +143,8 @@ def test_a_confirmation_that_is_ordered_is_made_next_and_once(lab: Path) -> None
     campaign = found(lab)
     assert len(campaign.confirmations) == 1
     assert not campaign.is_to_confirm
+    run_campaign(stages(lab, judge=judge), "t", lambda made: "enough")
     with pytest.raises(UserError, match="nothing to confirm"):
-        run_campaign(stages(lab, judge=judge), "t", lambda made: "enough")
         beside.order(beside.ordered("confirm", by="a test"))
 
 
