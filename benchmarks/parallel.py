@@ -1,7 +1,7 @@
 """Many trials at once, in simulated time: the production scheduler against one trial after the other, and against
 workers that know nothing of each other.
 
-python benchmarks/parallel.py [--campaigns N] [--slots 4 16 64] [--quick]
+python benchmarks/parallel.py [--campaigns N] [--slots 4 16 64] [--search tree] [--own] [--quick]
 
 Runs take 300 s of training and what is around it, proposals 5 to 90 s, and 1 % of the nodes are lost. The scores are
 those of the recorded surrogate (search.py). Everything else is real (simulation.py). Then it measures the driver's own
@@ -168,7 +168,8 @@ def own_work(slots: int, ledger: int, trials: int) -> Course:
     with tempfile.TemporaryDirectory(prefix="parallel-") as directory:
         lab = simulation.make_lab(Path(directory) / "lab")
         simulation.campaign(lab, Way(1), 0, surrogate(), lambda course: course.trials > FEW)
-        lengthen(lab, ledger)
+        if ledger:
+            lengthen(lab, ledger)
         way, write = Way(slots, "tree", 1), any_move(random.Random(0))
         return simulation.campaign(lab, way, 0, surrogate(), lambda course: course.trials >= trials, write)
 
@@ -205,28 +206,8 @@ def processor() -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--campaigns", type=int, default=5, help="of one slot, and as many of each other way")
-    parser.add_argument("--slots", type=int, nargs="*", default=[4, 16, 64], help="none: one slot only")
-    parser.add_argument("--ledger", type=int, default=10_000, help="trials in the ledger of the last part")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="campaigns that are simulated at a time")
-    parser.add_argument("--search", default="line", choices=["line", "tree"], help="of the parallel campaigns")
-    parser.add_argument("--alone", type=Path, help="--json of an earlier run, whose campaigns of one slot are taken")
-    parser.add_argument("--json", type=Path, help="where each campaign is written, as a line")
-    parser.add_argument("--quick", action="store_true", help="a few trials only: whether it works, not what it shows")
-    options = parser.parse_args()
-    if options.quick:
-        options.campaigns, options.slots, options.ledger = 2, [2], 50
-    trials, rounds = (2, 1) if options.quick else (SEQUENTIAL, ROUNDS)
-    print(f"RECORDED SURROGATE in SIMULATED TIME; no run was made for this. {processor()}")
-    print(surrogate().fidelity(), flush=True)
-
-    def save(course: Course) -> None:
-        if options.json:
-            with options.json.open("a") as file:
-                file.write(json.dumps(dataclasses.asdict(course)) + "\n")
-
+def compare(options: argparse.Namespace, trials: int, rounds: int, save: Callable[[Course], None]) -> None:
+    """One slot with each search, then many slots against workers that know nothing of each other."""
     seeds = range(FIRST_SEED, FIRST_SEED + options.campaigns)
     one = [Job(Way(1, search), seed, trials) for search in ("line", "tree") for seed in seeds]
     alone = read(options.alone) if options.alone else played(one, options.workers, save)
@@ -242,14 +223,44 @@ def main() -> None:
     beside = played(jobs, options.workers, save)
     show_search(line, tree, trials)
     show_speed([*alone.items(), *beside.items()], goal, sequential)
+
+
+def show_own(slots: int, ledger: int, *, quick: bool) -> None:
+    """What the driver works for a trial, with a researcher that costs nothing, and how busy it keeps the slots."""
+    print(f"\nThe driver's own work, {slots} slots, {ledger} trials in the ledger", flush=True)
+    own = own_work(slots, ledger, trials=4 if quick else (ROUNDS if not ledger else 2) * slots)
+    goal = GOALS["own work per trial, ms"]
+    print(f"{own.own_ms:.0f} ms a trial (goal {goal:g}), {own.processor_ms:.0f} ms of a processor, git's included")
+    print(f"busy {own.busy:.1%}, {own.trials} trials, {own.lost} lost runs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--campaigns", type=int, default=5, help="of one slot, and as many of each other way")
+    parser.add_argument("--slots", type=int, nargs="*", default=[4, 16, 64], help="none: one slot only")
+    parser.add_argument("--ledger", type=int, default=10_000, help="trials in the ledger of the last part")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="campaigns that are simulated at a time")
+    parser.add_argument("--search", default="line", choices=["line", "tree"], help="of the parallel campaigns")
+    parser.add_argument("--own", action="store_true", help="only the last part")
+    parser.add_argument("--alone", type=Path, help="--json of an earlier run, whose campaigns of one slot are taken")
+    parser.add_argument("--json", type=Path, help="where each campaign is written, as a line")
+    parser.add_argument("--quick", action="store_true", help="a few trials only: whether it works, not what it shows")
+    options = parser.parse_args()
+    if options.quick:
+        options.campaigns, options.slots, options.ledger = 2, [2], 20
+    trials, rounds = (2, 1) if options.quick else (SEQUENTIAL, ROUNDS)
+    print(f"RECORDED SURROGATE in SIMULATED TIME; no run was made for this. {processor()}")
+    print(surrogate().fidelity(), flush=True)
+
+    def save(course: Course) -> None:
+        if options.json:
+            with options.json.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(course)) + "\n")
+
+    if not options.own:
+        compare(options, trials, rounds, save)
     if options.slots:
-        most = max(options.slots)
-        print(f"\nThe driver's own work per trial, {most} slots, {options.ledger} trials in the ledger", flush=True)
-        own = own_work(most, options.ledger, trials=4 if options.quick else 200)
-        goal_ms = GOALS["own work per trial, ms"]
-        print(
-            f"{own.own_ms:.0f} ms, of which {own.processor_ms:.0f} ms on a processor, git's included (goal {goal_ms:g})"
-        )
+        show_own(max(options.slots), options.ledger, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_it_runs_and_tells_its_figures(tmp_path: Path) -> None:
     assert len(beside) == 2
     assert len(alone) == 4
     for course in (*beside, *alone):
-        assert 0.5 < course["busy"] <= 1.0
+        assert 0.0 < course["busy"] <= 1.0
         assert course["own_ms"] > 0
         seconds = course["seconds"] / course["trials"] * course["way"]["slots"]
         assert 250 < seconds < 900, "a trial takes about 350 s of a slot"

@@ -51,7 +51,7 @@ class Desk:
         stages = self._stages
         if not stages.policy.ahead or not getattr(stages.researcher, "side_by_side", False):
             return min(stages.policy.ahead, 1)
-        run = report.usual_seconds(campaign.trials[-RECENT:])
+        run = report.usual_seconds(campaign.finished[-RECENT:])
         return 1 + math.ceil(len(stages.places()) * min(max(self._took, default=0.0) / run, 1.0)) if run else 1
 
     def ask(self, campaign: Campaign, free: int) -> None:
