@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks/parallel.py"
 
 
+@pytest.mark.slow
 def test_it_runs_and_tells_its_figures(tmp_path: Path) -> None:
     written = tmp_path / "courses.jsonl"
     command = [sys.executable, str(BENCHMARK), "--quick", "--workers", "2", "--json", str(written)]
