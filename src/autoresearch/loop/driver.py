@@ -107,7 +107,7 @@ class Driver:
                 continue
             if told.order in steering.BY_HAND and any(each.verdict is None for each in self._campaign.trials):
                 self._is_held = True
-                return
+                continue
             try:
                 if told.order is Order.STOP and not self._slots.stop(told.trial or 0, f"it was {told.words}"):
                     raise UserError(f"trial {told.trial} has no run in flight")
