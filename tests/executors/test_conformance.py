@@ -146,7 +146,7 @@ def test_a_crash_is_told_with_its_log(executor: Executor, extra: str, kind_of_cr
     assert result.exit_code == 1
 
 
-def test_a_deadline_ends_it_and_nothing_of_it_is_left(executor: Executor) -> None:
+def test_a_deadline_ends_it_and_nothing_of_it_is_left(lab: Path, executor: Executor) -> None:
     began = time.monotonic()
     result = run(executor, request(toy_lab.train_with(2.0, "import time; time.sleep(60)\n"), deadline=2.0))
     assert result.exit_code is None
@@ -154,10 +154,10 @@ def test_a_deadline_ends_it_and_nothing_of_it_is_left(executor: Executor) -> Non
     assert isinstance(result.grading.outcome, Crash)
     assert result.grading.outcome.kind is CrashKind.TIME_OUT
     assert time.monotonic() - began < 30
-    assert not running("train.py")
+    assert not running(lab)
 
 
-def test_who_listens_can_end_it(executor: Executor) -> None:
+def test_who_listens_can_end_it(lab: Path, executor: Executor) -> None:
     def enough(event: RunEvent) -> None:
         raise EndRun("enough of that")
 
@@ -165,7 +165,7 @@ def test_who_listens_can_end_it(executor: Executor) -> None:
     result = executor.run(wanted, enough, lambda score: NONE)
     assert result.ended == "enough of that"
     assert result.wall_seconds < 20
-    assert not running("train.py")
+    assert not running(lab)
 
 
 def test_a_frozen_file_that_it_changed_is_named(executor: Executor) -> None:
@@ -177,12 +177,13 @@ def test_how_busy_the_machine_is_is_a_share(executor: Executor) -> None:
     assert 0 <= executor.busy_share(0.2) <= 1
 
 
-def running(name: str) -> list[psutil.Process]:
+def running(lab: Path) -> list[psutil.Process]:
+    """The living processes of a lab's runs, wherever they are. Other tests have runs of their own."""
     found = []
     for process in psutil.process_iter():
         try:
-            if name in " ".join(process.cmdline()) and MARK in process.environ():
-                found.append(process)
+            mark = process.environ().get(MARK, "")
+            found += [process] if str(lab) in mark or f"cluster/{lab.parent.name}/" in mark else []
         except psutil.Error:
             continue
     return found

@@ -81,7 +81,7 @@ def busy_share(seconds: float) -> float:
     time.sleep(seconds)
     later_busy, later_stolen, _ = machine_seconds()
     spent = (later_busy - busy) + (later_stolen - stolen) - (time.process_time() - own)
-    return max(0.0, spent / ((time.monotonic() - start) * processors))
+    return min(1.0, max(0.0, spent / ((time.monotonic() - start) * processors)))
 
 
 class GpuMeter:
