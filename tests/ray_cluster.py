@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from autoresearch.executors.cluster import joining
-from autoresearch.executors.interface import Equipment, Order
+from autoresearch.executors.interface import Equipment
 
 os.environ.update(joining.QUIET)
 
@@ -39,27 +37,6 @@ def add(to: Cluster, cache: Path, name: str, gpus: int = 0, **variables: str) ->
     """One more node, of one processor, or one for each GPU that it says it has."""
     surroundings = {"AUTORESEARCH_CACHE": str(cache), **variables}
     return to.add_node(num_cpus=max(1, gpus), num_gpus=gpus, node_name=name, env_vars=surroundings)
-
-
-def order(lab: Path, address: str, told: list[str], equipment: Equipment, **changes: Any) -> Order:
-    """What `autoresearch run` would order for a lab."""
-    made = Order(
-        equipment=equipment,
-        runs=lab / ".autoresearch" / "trials",
-        namespace=f"lab:{lab}:",
-        python=Path(sys.executable),
-        python_there=None,
-        lab=lab.parent.name,
-        slots="auto",
-        address=address,
-        gpus_per_run=0,
-        cpus_per_run=1,
-        device=None,
-        sandbox=None,
-        alone=False,
-        tell=told.append,
-    )
-    return replace(made, **changes)
 
 
 def until(is_so: Callable[[], object], what: str, seconds: float = 60.0) -> None:

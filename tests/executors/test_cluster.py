@@ -29,6 +29,7 @@ from autoresearch.ledger.ledger import Ledger
 from autoresearch.ledger.records import Proposal, Status
 from autoresearch.loop.loop import run_campaign
 from conftest import never, proposal, stages
+from orders import order
 
 ray = pytest.importorskip("ray")
 import ray_cluster  # noqa: E402
@@ -53,7 +54,8 @@ def cluster(cache: Path) -> Iterator[Any]:
 def joined(lab: Path, cluster: Any, told: list[str] | None = None, **changes: Any) -> Site:
     (lab / ".autoresearch").mkdir(exist_ok=True)
     equipment = changes.pop("equipment", ray_cluster.plain((lab / "prepare.py").read_text()))
-    return there(ray_cluster.order(lab, cluster.address, told if told is not None else [], equipment, **changes))
+    tell = (told if told is not None else []).append
+    return there(order(lab, equipment, address=cluster.address, tell=tell, **changes))
 
 
 def searched(lab: Path, site: Site, lines: list[Proposal], events: list[Event] | None = None) -> Campaign:
@@ -401,11 +403,11 @@ def test_a_second_driver_on_the_same_lab(lab: Path, cluster: Any) -> None:
     """As from another machine with the same disk, where this machine's lock may not hold."""
     site = joined(lab, cluster)
     script = (
-        "import sys, ray_cluster, pathlib\n"
+        "import orders, pathlib, ray_cluster\n"
         "from autoresearch.executors.cluster import joining, site\n"
         "joining.RELEASE_SECONDS = 2.0\n"
         f"lab = pathlib.Path({str(lab)!r})\n"
-        f"site.there(ray_cluster.order(lab, {cluster.address!r}, [], ray_cluster.plain('')))\n"
+        f"site.there(orders.order(lab, ray_cluster.plain(''), address={cluster.address!r}))\n"
     )
     tests = str(Path(__file__).parents[1])
     words = [sys.executable, "-c", script]

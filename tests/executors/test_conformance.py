@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import toy_lab
 from autoresearch.base import variables
 from autoresearch.base.errors import EndRun
 from autoresearch.base.process import MARK
-from autoresearch.executors.interface import Equipment, Executor, Order
+from autoresearch.executors.interface import Equipment, Executor
 from autoresearch.executors.machine import here
 from autoresearch.grading.protocol import CHECKPOINT
 from autoresearch.ledger.records import (
@@ -30,6 +29,7 @@ from autoresearch.ledger.records import (
     Score,
     Worth,
 )
+from orders import order
 
 BOTH = [pytest.param("local"), pytest.param("ray", marks=pytest.mark.cluster)]
 ALL = Worth(holdout=True, model=True)
@@ -66,27 +66,12 @@ def address(kind: str, graded_lab: grading_lab.GradingLab) -> Iterator[str]:
 
 def made(kind: str, lab: Path, address: str, equipment: Equipment) -> Executor:
     (lab / ".autoresearch").mkdir(exist_ok=True)
-    order = Order(
-        equipment=equipment,
-        runs=lab / ".autoresearch" / "trials",
-        namespace=f"lab:{lab}:",
-        python=Path(sys.executable),
-        python_there=None,
-        lab=lab.parent.name,
-        slots=1,
-        address=address,
-        gpus_per_run=0,
-        cpus_per_run=1,
-        device=None,
-        sandbox=None,
-        alone=False,
-        tell=print,
-    )
+    wanted = order(lab, equipment, slots=1, address=address)
     if kind == "local":
-        return here(order).executor
+        return here(wanted).executor
     from autoresearch.executors.cluster.site import there
 
-    return there(order).executor
+    return there(wanted).executor
 
 
 @pytest.fixture
