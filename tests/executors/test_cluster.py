@@ -355,7 +355,8 @@ def test_a_cluster_whose_head_is_lost_ends_the_loop_in_a_sentence_and_the_next_o
 
 
 def refused(lab: Path, *options: str, **environment: str) -> str:
-    words = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), "--trials", "1", *options]
+    words = [sys.executable, "-m", "autoresearch", "run", "--lab", str(lab), "--trials", "1", "--researcher", "builtin"]
+    words += options
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
     assert done.returncode == 1, done.stdout + done.stderr
     said = done.stderr.strip().splitlines()
