@@ -76,15 +76,7 @@ def _chosen(chosen: ChosenByHand | None) -> str:
 
 
 def _ordered(lab: InteractiveLab, given: Any) -> str:
-    told = lab.ordered(
-        given.order,
-        by="MCP",
-        why=given.why,
-        trial=given.trial,
-        tag=given.tag,
-        max_usd=given.max_usd,
-        max_tokens=given.max_tokens,
-    )
+    told = lab.ordered(by="MCP", **given.model_dump())
     return told.words if lab.order(told) else f"{told.words}: the loop at work will do it"
 
 

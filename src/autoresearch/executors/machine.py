@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,10 +41,10 @@ def parts_of(order: Order) -> tuple[Place, ...]:
     """
     gpus, cores = hardware.gpus(), len(hardware.usable_cores())
     first = places(order.slots, gpus)
-    if gpus or order.slots != AUTO or order.device in (None, str(device_of(first))):
+    if gpus or order.slots != AUTO or order.device is None:
         return first
-    others = (places(count, gpus) for count in range(2, cores + 1))
-    return next((parts for parts in others if str(device_of(parts)) == order.device), first)
+    shared = (places(count, gpus) for count in range(1, cores + 1))
+    return next((parts for parts in shared if str(device_of(parts)) == order.device), first)
 
 
 def device_of(parts: Sequence[Place]) -> hardware.Device:
@@ -115,8 +114,8 @@ def places(wanted: int | str, gpus: int) -> tuple[Place, ...]:
         )
     if gpus:
         return tuple(Place(gpu=number) for number in range(count))
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    every, share = sorted(usable), len(usable) // count
+    every = sorted(hardware.usable_cores())
+    share = len(every) // count
     if not share:
         raise UserError(f"{count} slots need {count} processors, but there are {len(every)}: set `slots` to less")
     shares = [every[number * share : (number + 1) * share] for number in range(count)]

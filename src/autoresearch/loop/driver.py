@@ -9,9 +9,7 @@ from collections.abc import Callable
 from autoresearch.base.errors import Exhausted, UserError
 from autoresearch.lab import inbox
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import (
-    Confirmation,
-)
+from autoresearch.ledger.events import Confirmation
 from autoresearch.ledger.records import Order, Purpose
 from autoresearch.loop import steering
 from autoresearch.loop.asking.desk import Desk

@@ -7,12 +7,7 @@ from collections.abc import Callable, Iterator
 
 from autoresearch.base.errors import UserError
 from autoresearch.ledger.campaign import Campaign, Trial
-from autoresearch.ledger.events import (
-    Confirmation,
-    ProposalRefused,
-    RunEnded,
-    Stopped,
-)
+from autoresearch.ledger.events import Confirmation, ProposalRefused, RunEnded, Stopped
 from autoresearch.ledger.records import Purpose
 from autoresearch.loop import steering
 from autoresearch.loop.asking.proposals import Answer

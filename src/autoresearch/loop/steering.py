@@ -7,7 +7,8 @@ import dataclasses
 from autoresearch.base.errors import UserError
 from autoresearch.lab import inbox
 from autoresearch.ledger.events import Ordered
-from autoresearch.ledger.records import NEWS, Order, RunEvent
+from autoresearch.ledger.records import Order
+from autoresearch.loop.parts import where
 from autoresearch.loop.parts.stages import Stages
 from autoresearch.loop.trial import choose
 
@@ -47,4 +48,4 @@ def obey_all(stages: Stages, tag: str) -> None:
 
 def say(stages: Stages, text: str) -> None:
     """Tell whoever looks on something that is about no trial."""
-    stages.progress(-1, RunEvent(NEWS, 0.0, {"text": text}))
+    where.tell(stages.progress)(text)

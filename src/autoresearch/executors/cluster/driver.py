@@ -101,7 +101,6 @@ class RayExecutor:
             if slot or place.node:
                 break
             time.sleep(ASIDE_SECONDS)
-            self._pool.places()
         try:
             yield slot
         finally:

@@ -103,7 +103,6 @@ class Pool:
             if not waiting or (until is not None and time.monotonic() > until):
                 break
             time.sleep(LOOK_SECONDS / 10)
-            self._looked = 0.0
         if not ready:
             raise UserError(self._none_can())
         if not self.device:
@@ -160,7 +159,7 @@ class Pool:
 
     def _usable(self) -> list[Slot]:
         machines = [each for each in self._machines.values() if each.is_checked and each.problem is None]
-        return [slot for each in machines for slot in each.slots if slot.found and slot.found.problem is None]
+        return [slot for each in machines for slot in each.slots if slot.found]
 
     # ------------------------------------------------------------ what becomes of it
 
@@ -190,8 +189,7 @@ class Pool:
     def _look(self) -> None:
         """See which machines there are, ask new ones, and hear what those that were asked have answered."""
         self._looked = time.monotonic()
-        nodes = self._nodes()
-        living = {each["NodeID"]: each for each in nodes if each["Alive"]}
+        living = {each["NodeID"]: each for each in self._nodes() if each["Alive"]}
         for node in set(self._machines) - set(living):
             gone = self._machines.pop(node)
             if gone.problem is None:

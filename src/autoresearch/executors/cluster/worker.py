@@ -28,6 +28,7 @@ from autoresearch.executors.cluster.wire import Found, Plan
 from autoresearch.executors.local import LocalExecutor
 from autoresearch.executors.run_output import read_part
 from autoresearch.grading.protocol import CHECKPOINT, CURVE, EVENTS, LOG
+from autoresearch.ledger import report
 from autoresearch.ledger.records import Place, RunEvent, Score, Worth
 
 WAIT_SECONDS = 0.5  # for which a driver that asks for news is left waiting if there are none
@@ -216,9 +217,8 @@ def prepare(plan: Plan, python: Path) -> None:
             mark=f"prepare:{directory}",
             poll=lambda elapsed: None,
         )
-        said = (directory / "log").read_text(errors="replace").split("\n")
+        last = report.last_line((directory / "log").read_text(errors="replace")) or "it says nothing"
     if ended.exit_code != 0:
-        last = next((line.strip() for line in reversed(said) if line.strip()), "it says nothing")
         how = "takes more than an hour" if ended.exit_code is None else "fails"
         raise UserError(f"prepare.py {how} there: {last}")
 
@@ -226,4 +226,4 @@ def prepare(plan: Plan, python: Path) -> None:
 def words(error: Exception) -> str:
     """An error in one line."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())[:LONGEST_WORDS]
+    return report.one_line(text)[:LONGEST_WORDS]
